@@ -1,0 +1,1 @@
+"""Set Diffusion language models in JAX."""

@@ -1,0 +1,353 @@
+"""Every setting: its default, its meaning and its checks, in one place.
+
+A configuration file returns an `ml_collections.ConfigDict` that starts from
+`default_config()`; `Config.from_dict` turns it into frozen dataclasses and refuses
+what cannot work. No other module reads a ConfigDict or knows a default.
+"""
+
+import dataclasses
+import difflib
+import json
+import math
+import types
+import typing
+from collections.abc import Mapping
+
+import ml_collections
+from ml_collections import config_dict
+
+from set_diffusion_jax.errors import UserError
+
+BACKBONES = ("dit",)
+METHODS = ("ar", "set")
+DTYPES = ("float32", "bfloat16")
+DENOMINATORS = ("tokens", "sequences")
+LEARNING_RATES = ("constant", "cosine")
+SOURCES = ("embedded", "text")
+TOKENIZERS = ("byte",)
+COMPATS = ("none", "setdlms")
+REMATS = ("none", "layer")
+
+# What a resumed run may change: groups and fields. Text is compared by its content
+# (the data fingerprint), so its path may change too.
+CHANGEABLE = frozenset({
+  "mesh", "evaluate", "decode", "model.remat", "data.train_path",
+  "data.validation_path", "train.steps", "train.log_every", "train.evaluate_every",
+  "train.checkpoint_every", "train.keep_latest", "train.keep_best",
+})  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+  """The transformer. `ffn` is the width of the MLP's hidden layer."""
+
+  backbone: str = "dit"
+  layers: int = 12
+  width: int = 768
+  heads: int = 12
+  ffn: int = 3072
+  dropout: float = 0.0
+  adaln: bool = False
+  condition_width: int = 128  # width of the adaLN conditioning vector
+  rotary_base: float = 10_000.0
+  dtype: str = "float32"  # of the computation; parameters are always float32
+  remat: str = "none"  # "layer" recomputes each layer in the backward pass
+
+
+@dataclasses.dataclass(frozen=True)
+class MethodConfig:
+  """Which sets are generated in which order (METHOD: one family).
+
+  For `set`, at most `max_set_size` (N) positions are active at once and on average
+  `prediction_budget` (C) of them are masked; None means N / 4, the paper's choice.
+  """
+
+  name: str = "set"
+  max_set_size: float = 8.0
+  prediction_budget: float | None = None
+  eos_last: bool = False  # in training, EOS targets come after all other targets
+
+
+@dataclasses.dataclass(frozen=True)
+class LossConfig:
+  """How a loss is averaged.
+
+  `tokens`: nats per counted token of the global batch. `sequences`: the mean over
+  sequences of each one's nats per counted token, as the published code averages.
+  """
+
+  denominator: str = "tokens"
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+  """Where text comes from and how it is cut into sequences of `length` tokens."""
+
+  source: str = "embedded"
+  train_path: str | None = None  # source=text: a file, or a pattern such as dir/*.txt
+  validation_path: str | None = None  # None: hold out a part of train_path
+  validation_fraction: float = 0.1
+  tokenizer: str = "byte"
+  length: int = 256  # tokens of a sequence, its BOS included
+  bos: bool = True  # each sequence starts with BOS, as context that is not counted
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+  """AdamW after global-norm clipping, with an EMA of the parameters."""
+
+  learning_rate: float = 3e-4
+  schedule: str = "constant"  # after the warm-up: "constant" or "cosine"
+  warmup_steps: int = 2500
+  final_fraction: float = 0.0  # cosine: the last learning rate over the highest one
+  beta1: float = 0.9
+  beta2: float = 0.999
+  epsilon: float = 1e-8
+  weight_decay: float = 0.0
+  clip_norm: float = 1.0
+  ema_decay: float = 0.9999
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+  """Cadence is in optimiser steps; `batch_size` is global, in sequences."""
+
+  steps: int = 1_000_000
+  batch_size: int = 512
+  accumulate: int = 1  # micro-batches a step
+  seed: int = 0
+  log_every: int = 100
+  evaluate_every: int = 5000
+  checkpoint_every: int = 5000
+  keep_latest: int = 2
+  keep_best: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+  """Devices along each mesh axis; data = -1 takes all devices that are left."""
+
+  data: int = -1
+  fsdp: int = 1
+  tensor: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateConfig:
+  """Monte Carlo evaluation. `draws` orders are drawn for each sequence."""
+
+  batch_size: int = 64
+  draws: int = 1
+  sequences: int | None = None  # evaluate the first ones only; None: all
+  seed: int = 0
+  weights: str = "ema"  # or "raw"
+
+
+@dataclasses.dataclass(frozen=True)
+class DecodeConfig:
+  """How text is generated.
+
+  `commit` says which candidates a step commits. `order`: the next ones of an order
+  drawn from the training policy; `confidence`: the likeliest ones of a window.
+  """
+
+  commit: str = "order"
+  tokens_per_step: int = 1
+  window: int | None = None  # candidates a step; None: max_set_size, rounded
+  temperature: float = 1.0  # 0: the likeliest token
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """One experiment."""
+
+  model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+  method: MethodConfig = dataclasses.field(default_factory=MethodConfig)
+  loss: LossConfig = dataclasses.field(default_factory=LossConfig)
+  data: DataConfig = dataclasses.field(default_factory=DataConfig)
+  optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+  train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+  mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+  evaluate: EvaluateConfig = dataclasses.field(default_factory=EvaluateConfig)
+  decode: DecodeConfig = dataclasses.field(default_factory=DecodeConfig)
+  compat: str = "none"  # "setdlms": the published code's treatment of BOS
+
+  @classmethod
+  def from_dict(cls, settings: Mapping) -> "Config":
+    """Builds and checks a configuration; UserError names the first wrong field."""
+    config = _build(cls, settings, "")
+    _check(config)
+    return config
+
+  def to_dict(self) -> dict:
+    return dataclasses.asdict(self)
+
+  def identity(self) -> dict:
+    """The fields that must be equal for a run to be resumed, by dotted name."""
+    changeable = set(CHANGEABLE)
+    if self.optimizer.schedule == "cosine":
+      changeable.remove("train.steps")  # the learning rate depends on it
+    flat = {}
+    for group, fields in self.to_dict().items():
+      for name, value in fields.items() if isinstance(fields, dict) else [("", fields)]:
+        dotted = f"{group}.{name}".rstrip(".")
+        if not {group, dotted} & changeable:
+          flat[dotted] = value
+    return flat
+
+
+def default_config() -> ml_collections.ConfigDict:
+  """The defaults as a locked ConfigDict: where every configuration file starts."""
+
+  def group(cls):
+    hints = typing.get_type_hints(cls)
+    fields = {}
+    for field in dataclasses.fields(cls):
+      hint = hints[field.name]
+      if dataclasses.is_dataclass(hint):
+        fields[field.name] = group(hint)
+      elif field.default is None:
+        fields[field.name] = config_dict.placeholder(_required(hint))
+      else:
+        fields[field.name] = field.default
+    return ml_collections.ConfigDict(fields)
+
+  return group(Config).lock()
+
+
+def _required(hint) -> type:
+  """`int` of `int | None`."""
+  if isinstance(hint, types.UnionType):
+    return next(arg for arg in typing.get_args(hint) if arg is not types.NoneType)
+  return hint
+
+
+def _build(cls, settings: Mapping, prefix: str):
+  hints = typing.get_type_hints(cls)
+  if not isinstance(settings, Mapping | ml_collections.ConfigDict):
+    raise UserError(f"{prefix.rstrip('.')} = {settings!r}: must be a group of fields")
+  values = {}
+  for name in settings:
+    if name not in hints:
+      near = difflib.get_close_matches(str(name), hints, 1)
+      hint = (
+        f"did you mean {prefix}{near[0]}?" if near else f"known: {', '.join(hints)}"
+      )
+      raise UserError(f"{prefix}{name} is not a field; {hint}")
+    value = settings[name]
+    if dataclasses.is_dataclass(hints[name]):
+      values[name] = _build(hints[name], value, f"{prefix}{name}.")
+    else:
+      values[name] = _typed(f"{prefix}{name}", value, hints[name])
+  return cls(**values)
+
+
+def _typed(name: str, value, hint):
+  wanted = _required(hint)
+  if value is None and wanted is not hint:
+    return None
+  if wanted is float and type(value) is int:
+    value = float(value)
+  if type(value) is not wanted:
+    raise UserError(f"{name} = {value!r}: must be of type {wanted.__name__}")
+  if wanted is float and not math.isfinite(value):
+    raise UserError(f"{name} = {value!r}: must be finite")
+  return value
+
+
+def _check(config: Config) -> None:
+  """Checks ranges and combinations; UserError on the first that is wrong."""
+
+  def require(holds: bool, name: str, right: str) -> None:
+    if not holds:
+      value = config
+      for part in name.split("."):
+        value = getattr(value, part)
+      raise UserError(f"{name} = {json.dumps(value)}: must be {right}")
+
+  def one_of(name: str, choices: tuple[str, ...]) -> None:
+    value = config
+    for part in name.split("."):
+      value = getattr(value, part)
+    require(value in choices, name, "one of " + ", ".join(choices))
+
+  model, method, data, optimizer = (
+    config.model,
+    config.method,
+    config.data,
+    config.optimizer,
+  )
+  one_of("model.backbone", BACKBONES)
+  one_of("model.dtype", DTYPES)
+  one_of("model.remat", REMATS)
+  one_of("method.name", METHODS)
+  one_of("loss.denominator", DENOMINATORS)
+  one_of("data.source", SOURCES)
+  one_of("data.tokenizer", TOKENIZERS)
+  one_of("optimizer.schedule", LEARNING_RATES)
+  one_of("evaluate.weights", ("ema", "raw"))
+  one_of("decode.commit", ("order", "confidence"))
+  one_of("compat", COMPATS)
+
+  for name in (
+    "model.layers model.width model.heads model.ffn model.condition_width "
+    "train.steps train.batch_size train.accumulate train.log_every "
+    "train.evaluate_every train.checkpoint_every train.keep_latest "
+    "mesh.fsdp mesh.tensor evaluate.batch_size evaluate.draws decode.tokens_per_step"
+  ).split():
+    group, field = name.split(".")
+    require(getattr(getattr(config, group), field) >= 1, name, "at least 1")
+  for name in "train.keep_best optimizer.warmup_steps train.seed evaluate.seed".split():
+    group, field = name.split(".")
+    require(getattr(getattr(config, group), field) >= 0, name, "0 or more")
+  for name in ("train.seed", "evaluate.seed"):
+    group, field = name.split(".")
+    require(getattr(getattr(config, group), field) < 2**31, name, "below 2**31")
+
+  require(
+    model.width % model.heads == 0, "model.width", f"a multiple of heads={model.heads}"
+  )
+  require(
+    (model.width // max(model.heads, 1)) % 2 == 0,
+    "model.heads",
+    "such that width / heads is even (rotary positions rotate pairs)",
+  )
+  require(0 <= model.dropout < 1, "model.dropout", "in [0, 1)")
+  require(model.rotary_base > 1, "model.rotary_base", "above 1")
+
+  require(data.length >= 2, "data.length", "at least 2")
+  require(0 < data.validation_fraction < 1, "data.validation_fraction", "in (0, 1)")
+  if data.source == "text":
+    require(data.train_path is not None, "data.train_path", "set when data.source=text")
+
+  require(method.max_set_size >= 1, "method.max_set_size", "at least 1")
+  if method.prediction_budget is not None:
+    span = data.length * method.max_set_size / (data.length + method.max_set_size - 1)
+    require(
+      0 < method.prediction_budget < span,
+      "method.prediction_budget",
+      f"above 0 and below length * w = {span:.4g}",
+    )
+
+  require(optimizer.learning_rate > 0, "optimizer.learning_rate", "above 0")
+  require(0 <= optimizer.final_fraction <= 1, "optimizer.final_fraction", "in [0, 1]")
+  for name in ("optimizer.beta1", "optimizer.beta2", "optimizer.ema_decay"):
+    require(0 <= getattr(optimizer, name.split(".")[1]) < 1, name, "in [0, 1)")
+  require(optimizer.epsilon > 0, "optimizer.epsilon", "above 0")
+  require(optimizer.weight_decay >= 0, "optimizer.weight_decay", "0 or more")
+  require(optimizer.clip_norm > 0, "optimizer.clip_norm", "above 0")
+
+  require(
+    config.train.batch_size % config.train.accumulate == 0,
+    "train.batch_size",
+    f"a multiple of train.accumulate={config.train.accumulate}",
+  )
+  require(config.mesh.data >= 1 or config.mesh.data == -1, "mesh.data", "-1 or above 0")
+  require(
+    config.evaluate.sequences is None or config.evaluate.sequences >= 1,
+    "evaluate.sequences",
+    "at least 1",
+  )
+  require(config.decode.temperature >= 0, "decode.temperature", "0 or more")
+  window = config.decode.window
+  require(window is None or window >= 1, "decode.window", "at least 1")

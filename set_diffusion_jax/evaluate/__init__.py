@@ -1,0 +1,1 @@
+"""Likelihoods with their error bars."""

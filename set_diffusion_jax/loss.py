@@ -1,0 +1,90 @@
+"""Negative log-likelihoods in nats, and the denominators that average them."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+# Logits of one piece, in elements: 256 MiB of float32.
+PIECE_ELEMENTS = 2**26
+
+
+class LossTerms(NamedTuple):
+  """A loss as a fraction, so that micro-batches and devices add up exactly.
+
+  The loss is numerator / denominator; both are sums over rows.
+  """
+
+  numerator: Float[Array, ""]
+  denominator: Float[Array, ""]
+
+
+def negative_log_likelihood(
+  logits: Float[Array, "... V"], target: Int[Array, "..."], suppress: int | None
+) -> Float[Array, "..."]:
+  """-log softmax(logits)[target] in nats, computed in float32.
+
+  Args:
+    logits: unnormalised.
+    target: ids below V.
+    suppress: an id that gets probability zero ([MASK]), or None.
+  """
+  logits = logits.astype(jnp.float32)
+  if suppress is not None:
+    logits = logits.at[..., suppress].set(-jnp.inf)
+  chosen = jnp.take_along_axis(logits, target[..., None], axis=-1)[..., 0]
+  return jax.nn.logsumexp(logits, axis=-1) - chosen
+
+
+def slot_nats(
+  unembed: Callable[[Array], Array],
+  h: Float[Array, "B R D"],
+  target: Int[Array, "B R"],
+  vocab_size: int,
+  suppress: int | None,
+) -> Float[Array, "B R"]:
+  """Nats of each target, in pieces of slots so that [B, R, V] never exists at once.
+
+  Args:
+    unembed: h [B, P, D] -> logits [B, P, V].
+    h: hidden states of the slots that predict.
+    target: what they are to predict.
+    vocab_size: V.
+    suppress: see `negative_log_likelihood`.
+  """
+
+  def piece(h, target):
+    return negative_log_likelihood(unembed(h), target, suppress)
+
+  batch, slots = target.shape
+  size = max(1, min(slots, PIECE_ELEMENTS // (batch * vocab_size)))
+  if size == slots:
+    return piece(h, target)
+  while slots % size:
+    size -= 1
+  split = lambda x: jnp.moveaxis(x.reshape(batch, -1, size, *x.shape[2:]), 1, 0)
+  # Recomputing a piece's logits in the backward pass is what keeps them from piling up.
+  nats = jax.lax.map(lambda hs: jax.checkpoint(piece)(*hs), (split(h), split(target)))
+  return jnp.moveaxis(nats, 0, 1).reshape(batch, slots)
+
+
+def loss_terms(
+  nats: Float[Array, "B R"], weight: Float[Array, "B R"], denominator: str
+) -> LossTerms:
+  """Sums of a loss.
+
+  Args:
+    nats: of each target.
+    weight: of each target, 0 where it is not counted.
+    denominator: "tokens", every counted target weighs the same; "sequences", the mean
+      over rows of each row's own mean (0 for a row without targets), as setdlms does.
+  """
+  # Not nats * weight: what is not counted may be infinite.
+  rows = jnp.where(weight > 0, nats * weight, 0.0).sum(-1)
+  counted = weight.sum(-1)
+  if denominator == "tokens":
+    return LossTerms(rows.sum(), counted.sum())
+  means = rows / jnp.maximum(counted, 1)
+  return LossTerms(means.sum(), jnp.float32(nats.shape[0]))

@@ -1,0 +1,44 @@
+"""Transformers as pure functions of a parameter tree."""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from set_diffusion_jax.config import ModelConfig
+from set_diffusion_jax.index import clean_stream
+from set_diffusion_jax.model.attention import Cache
+from set_diffusion_jax.model.dit import DiT
+from set_diffusion_jax.order import left_to_right
+
+__all__ = ["Cache", "Network", "build_network"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+  """A module and its two halves; parameters are always an argument."""
+
+  module: nn.Module
+  vocab_size: int
+
+  def init(self, key: jax.Array) -> dict:
+    """Fresh float32 parameters."""
+    tokens = jnp.zeros((1, 2), jnp.int32)
+    index = clean_stream(left_to_right(1, 2), jnp.ones((1, 2), bool), reach=1)
+    return self.module.init(key, tokens, index)["params"]
+
+  def hidden(self, params, tokens, index, cache=None, dropout_keys=None):
+    """See `DiT.hidden`."""
+    return self.module.apply(
+      {"params": params}, tokens, index, cache, dropout_keys, method="hidden"
+    )
+
+  def unembed(self, params, h):
+    """See `DiT.unembed`."""
+    return self.module.apply({"params": params}, h, method="unembed")
+
+
+def build_network(config: ModelConfig, vocab_size: int) -> Network:
+  """The transformer that a configuration asks for."""
+  return Network(DiT(config, vocab_size), vocab_size)

@@ -1,0 +1,95 @@
+"""The small parts: norm, linear maps, rotary positions, dropout. No hidden state."""
+
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key
+
+
+def precision(dtype) -> jax.lax.Precision:
+  """float32 means float32: no bfloat16 passes on TPU, no TF32 on GPU."""
+  exact = dtype == jnp.float32
+  return jax.lax.Precision.HIGHEST if exact else jax.lax.Precision.DEFAULT
+
+
+def trailing(parameter: Array, like: Array) -> Array:
+  """A parameter of an array's trailing axes, given leading axes to broadcast along."""
+  return jnp.expand_dims(parameter, tuple(range(like.ndim - parameter.ndim)))
+
+
+class Linear(nn.Module):
+  """x [..., *inputs] -> [..., *outputs], a matrix product with optional bias."""
+
+  inputs: Sequence[int]
+  outputs: Sequence[int]
+  bias: bool = True
+  scale: float = 1.0  # variance of an output over that of an input, at the start
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    fan_in = len(self.inputs)
+    shape = (*self.inputs, *self.outputs)
+    kernel = self.param("kernel", _normal(self.scale, fan_in), shape)
+    contract = (range(x.ndim - fan_in, x.ndim), range(fan_in))
+    y = jax.lax.dot_general(
+      x, kernel.astype(x.dtype), (contract, ((), ())), precision=precision(x.dtype)
+    )
+    if self.bias:
+      bias = self.param("bias", nn.initializers.zeros, tuple(self.outputs))
+      y += trailing(bias, y).astype(y.dtype)
+    return y
+
+
+def _normal(scale: float, fan_in_axes: int):
+  def init(key, shape, dtype=jnp.float32):
+    fan_in = 1
+    for size in shape[:fan_in_axes]:
+      fan_in *= size
+    return (scale / fan_in) ** 0.5 * jax.random.normal(key, shape, dtype)
+
+  return init
+
+
+class LayerNorm(nn.Module):
+  """(x - mean) / std over the last axis times a scale, no bias, in float32."""
+
+  epsilon: float = 1e-5
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+    y = x.astype(jnp.float32)
+    y = y - y.mean(-1, keepdims=True)
+    y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + self.epsilon)
+    return (y * trailing(scale, y)).astype(x.dtype)
+
+
+def rotary_angles(
+  position: Int[Array, "B T"], head_size: int, base: float
+) -> Float[Array, "B 1 T half"]:
+  """Angles position * base^(-2i / Dh), i = 0 .. Dh/2 - 1, for [B, H, T, Dh] arrays."""
+  exponent = jnp.arange(0, head_size, 2, dtype=jnp.float32) / head_size
+  position = position[:, None, :, None].astype(jnp.float32)
+  return position * trailing(base**-exponent, position)
+
+
+def rotate(
+  x: Float[Array, "B H T Dh"], angles: Float[Array, "B 1 T half"]
+) -> Float[Array, "B H T Dh"]:
+  """Rotary embedding: rotates the pairs (x_i, x_(i + Dh/2)) by their angles."""
+  cos, sin = jnp.cos(angles), jnp.sin(angles)
+  first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+  rotated = [first * cos - second * sin, second * cos + first * sin]
+  return jnp.concatenate(rotated, axis=-1).astype(x.dtype)
+
+
+def dropout(
+  x: Float[Array, "B T D"], keys: Key[Array, " B"] | None, rate: float
+) -> Float[Array, "B T D"]:
+  """Zeroes elements with probability `rate`, each row by its own key, if any."""
+  if keys is None or rate == 0:
+    return x
+  keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate, x.shape[1:]))(keys)
+  return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)

@@ -1,0 +1,29 @@
+"""Packaging of set_diffusion_jax."""
+
+from setuptools import find_packages, setup
+
+setup(
+  name="set_diffusion_jax",
+  version="0.1.0",
+  description="Set Diffusion language models in JAX: train, evaluate, sample.",
+  license="MIT",
+  packages=find_packages(include=["set_diffusion_jax", "set_diffusion_jax.*"]),
+  python_requires=">=3.11",
+  install_requires=[
+    "jax>=0.10",
+    "flax>=0.12",
+    "optax>=0.2.6",
+    "orbax-checkpoint>=0.11.30",
+    "grain>=0.2.15",
+    "ml-collections>=1.1",
+    "jaxtyping>=0.3",
+    "tensorboardX>=2.6",
+    "tqdm>=4.66",
+  ],
+  extras_require={
+    "gpu": ["jax[cuda13]>=0.10"],
+    "tpu": ["jax[tpu]>=0.10"],
+    "dev": ["pytest>=9", "hypothesis>=6", "beartype>=0.20", "ruff==0.17.5"],
+  },
+  entry_points={"console_scripts": ["set-diffusion = set_diffusion_jax.cli:main"]},
+)
