@@ -351,3 +351,23 @@ def _check(config: Config) -> None:
   require(config.decode.temperature >= 0, "decode.temperature", "0 or more")
   window = config.decode.window
   require(window is None or window >= 1, "decode.window", "at least 1")
+
+
+def config_arguments(text: str, **defaults: str) -> types.SimpleNamespace:
+  """Reads the `key=value,...` that may follow a configuration file's name.
+
+  Args:
+    text: what stands after the colon.
+    **defaults: every key that the file knows, with its value when it is not given.
+
+  Raises:
+    UserError: an unknown key, or a part that is not `key=value`.
+  """
+  given = dict(defaults)
+  for part in filter(None, text.split(",")):
+    key, equals, value = part.partition("=")
+    if not equals or key not in defaults:
+      known = ", ".join(f"{name}=..." for name in defaults)
+      raise UserError(f"--config argument {part!r} is not known; known: {known}")
+    given[key] = value
+  return types.SimpleNamespace(**given)

@@ -83,7 +83,6 @@ class Objective:
     return self.nats(params, streams, dropout_keys), streams.weight
 
   def evaluation_nats(self, params, batch: Batch, keys: Key[Array, " B"]):
-    """Draws an order a row; returns (nats, weight), each [B, R], without dropout."""
-    order_keys, _ = split_rows(keys)
-    streams = self.streams(batch, self.draw_order(batch, order_keys, False), False)
-    return self.nats(params, streams), streams.weight
+    """Draws an order a row; returns (nats, weight, target), each [B, R]."""
+    streams = self.streams(batch, self.draw_order(batch, keys, False), False)
+    return self.nats(params, streams), streams.weight, streams.target

@@ -1,0 +1,40 @@
+"""A first run: byte-level English on two CPU cores, one to two minutes a model.
+
+python -m set_diffusion_jax train --config=configs/quickstart.py:method=set \
+  --workdir=runs/set
+
+The text is what Python's own help() prints, so nothing is downloaded.
+"""
+
+from set_diffusion_jax.config import config_arguments, default_config
+
+
+def get_config(arguments: str = ""):
+  """`method=set` (the default) or `method=ar`."""
+  given = config_arguments(arguments, method="set")
+  config = default_config()
+  config.method.name = given.method
+  config.method.max_set_size = 8.0
+  config.model.update({"layers": 4, "width": 192, "heads": 6, "ffn": 768})
+  config.data.length = 256
+  config.optimizer.update(
+    {
+      "learning_rate": 3e-3,
+      "schedule": "cosine",
+      "final_fraction": 0.1,
+      "warmup_steps": 20,
+      "beta2": 0.99,
+      "ema_decay": 0.98,
+    }
+  )
+  config.train.update(
+    {
+      "steps": 240,
+      "batch_size": 16,
+      "log_every": 20,
+      "evaluate_every": 60,
+      "checkpoint_every": 60,
+    }
+  )
+  config.evaluate.batch_size = 32
+  return config

@@ -1,0 +1,95 @@
+"""Metrics of a run: `metrics.jsonl`, TensorBoard events, and the terminal."""
+
+import json
+import os
+import pathlib
+import sys
+import time
+
+import tensorboardX
+import tqdm
+
+
+class MetricsWriter:
+  """Appends metrics of a work directory, both as JSON lines and as events.
+
+  On resume both are cut back to the restored step: what came after it happens again.
+  """
+
+  def __init__(self, workdir: pathlib.Path, step: int):
+    self._path = workdir / "metrics.jsonl"
+    kept = [row for row in read_metrics(self._path) if row["step"] <= step]
+    text = "".join(json.dumps(row) + "\n" for row in kept)
+    fresh = self._path.with_suffix(".tmp")
+    fresh.write_text(text)
+    os.replace(fresh, self._path)
+    self._file = self._path.open("a")
+    events = workdir / "tensorboard"
+    for old in events.glob("events.*"):
+      old.unlink()
+    self._events = tensorboardX.SummaryWriter(str(events))
+    for row in kept:
+      self._event(row)
+
+  def write(self, step: int, values: dict[str, float]) -> None:
+    """Adds a row; names with a slash are grouped by TensorBoard."""
+    row = {"step": step, "time": time.time(), **values}
+    self._file.write(json.dumps(row) + "\n")
+    self._file.flush()
+    self._event(row)
+
+  def _event(self, row: dict) -> None:
+    for name, value in row.items():
+      if name not in ("step", "time"):
+        self._events.add_scalar(name, value, row["step"], walltime=row["time"])
+
+  def __enter__(self) -> "MetricsWriter":
+    return self
+
+  def __exit__(self, *exception) -> None:
+    self._file.close()
+    self._events.close()
+
+
+def read_metrics(path: pathlib.Path) -> list[dict]:
+  """The rows of a metrics file; a last line that was cut short by a kill is dropped."""
+  rows = []
+  lines = path.read_text().splitlines() if path.exists() else []
+  for line in lines:
+    try:
+      rows.append(json.loads(line))
+    except json.JSONDecodeError:
+      break
+  return rows
+
+
+class Progress:
+  """A progress bar with rate and ETA on a terminal, plain lines otherwise."""
+
+  def __init__(self, total: int, done: int = 0, label: str = "", unit: str = "step"):
+    self._bar = None
+    self._label = label
+    if sys.stderr.isatty():
+      self._bar = tqdm.tqdm(
+        total=total, initial=done, desc=label, unit=unit, dynamic_ncols=True
+      )
+
+  def advance(self, count: int = 1) -> None:
+    """Moves the bar."""
+    if self._bar is not None:
+      self._bar.update(count)
+
+  def say(self, line: str) -> None:
+    """Prints a line above the bar."""
+    prefix = f"{self._label}: " if self._label else ""
+    if self._bar is not None:
+      self._bar.write(prefix + line, file=sys.stderr)
+    else:
+      print(prefix + line, file=sys.stderr, flush=True)
+
+  def __enter__(self) -> "Progress":
+    return self
+
+  def __exit__(self, *exception) -> None:
+    if self._bar is not None:
+      self._bar.close()

@@ -1,0 +1,104 @@
+"""The device mesh, and the one table that lays every parameter out on it."""
+
+import re
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from set_diffusion_jax.config import MeshConfig
+from set_diffusion_jax.errors import UserError
+
+AXES = ("data", "fsdp", "tensor")
+BATCH = PartitionSpec(("data", "fsdp"))
+
+# Parameter path -> mesh axes of its dimensions; the first match counts. `blocks/`
+# parameters have a leading layer axis. Optimiser moments and the EMA repeat the paths.
+RULES = (
+  (r"embedding", ("tensor", "fsdp")),
+  (r"blocks/qkv/kernel", (None, "fsdp", None, "tensor", None)),
+  (r"blocks/out/kernel", (None, "tensor", None, "fsdp")),
+  (r"blocks/up/kernel", (None, "fsdp", "tensor")),
+  (r"blocks/up/bias", (None, "tensor")),
+  (r"blocks/down/kernel", (None, "tensor", "fsdp")),
+  (r"blocks/down/bias", (None, None)),
+  (r"blocks/norm_\w+/scale", (None, None)),
+  (r"blocks/adaln/kernel", (None, None, None, "fsdp")),
+  (r"blocks/adaln/bias", (None, None, None)),
+  (r"norm/scale", (None,)),
+  (r"head/kernel", ("fsdp", "tensor")),
+  (r"head/bias", ("tensor",)),
+  (r"head_adaln/kernel", (None, None, "fsdp")),
+  (r"head_adaln/bias", (None, None)),
+  (r"condition/\w+/kernel", (None, None)),
+  (r"condition/\w+/bias", (None,)),
+)
+
+
+def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:
+  """The mesh over all devices; one device is a 1 x 1 x 1 mesh.
+
+  Raises:
+    UserError: the axes do not multiply to the number of devices.
+  """
+  devices = jax.devices() if devices is None else devices
+  inner = config.fsdp * config.tensor
+  data = len(devices) // inner if config.data == -1 else config.data
+  if data * inner != len(devices):
+    axes = f"mesh = {config.data} x {config.fsdp} x {config.tensor}"
+    raise UserError(
+      f"{axes} (data, fsdp, tensor): must multiply to the {len(devices)} devices"
+    )
+  return Mesh(np.array(devices).reshape(data, config.fsdp, config.tensor), AXES)
+
+
+def check_batch(field: str, size: int, mesh: Mesh, accumulate: int = 1) -> None:
+  """UserError unless a global batch can be split over data, fsdp and micro-batches."""
+  ways = mesh.shape["data"] * mesh.shape["fsdp"] * accumulate
+  if size % ways:
+    parts = f"data {mesh.shape['data']} x fsdp {mesh.shape['fsdp']}"
+    parts += f" x accumulate {accumulate}" if accumulate > 1 else ""
+    raise UserError(f"{field} = {size}: must be a multiple of {ways} ({parts})")
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+  """Rows over the data and fsdp axes."""
+  return NamedSharding(mesh, BATCH)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+  """The same value on every device."""
+  return NamedSharding(mesh, PartitionSpec())
+
+
+def parameter_spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+  """The layout of one parameter.
+
+  An axis that does not divide its dimension is dropped: that dimension is replicated.
+
+  Raises:
+    KeyError: no rule matches the path.
+  """
+  for pattern, axes in RULES:
+    if re.search(rf"(^|/){pattern}$", path) and len(axes) == len(shape):
+      fits = [
+        axis if axis and size % mesh.shape[axis] == 0 else None
+        for axis, size in zip(axes, shape, strict=True)
+      ]
+      return PartitionSpec(*fits)
+  raise KeyError(f"no sharding rule for parameter {path} of shape {shape}")
+
+
+def state_shardings(state, mesh: Mesh):
+  """A tree of NamedSharding for a tree of arrays or shapes; scalars are replicated."""
+
+  def one(path, leaf):
+    if leaf.ndim == 0:
+      return replicated(mesh)
+    return NamedSharding(mesh, parameter_spec(_name(path), leaf.shape, mesh))
+
+  return jax.tree_util.tree_map_with_path(one, state)
+
+
+def _name(path) -> str:
+  return jax.tree_util.keystr(path, simple=True, separator="/")

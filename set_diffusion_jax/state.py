@@ -1,0 +1,70 @@
+"""What training carries from step to step, and the optimiser that changes it."""
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from set_diffusion_jax.config import Config, OptimizerConfig, TrainConfig
+from set_diffusion_jax.model import Network
+from set_diffusion_jax.rng import INIT, TRAIN, stream_key
+
+
+@flax.struct.dataclass
+class TrainState:
+  """Everything that a resumed run needs besides the data position.
+
+  Attributes:
+    step: optimiser steps taken.
+    params: float32.
+    ema: exponential moving average of the parameters, what is evaluated.
+    optimizer: the state of `make_optimizer`.
+    key: root key of the training draws; step and row are folded into it.
+  """
+
+  step: jax.Array
+  params: dict
+  ema: dict
+  optimizer: optax.OptState
+  key: jax.Array
+
+
+def learning_rate(optimizer: OptimizerConfig, train: TrainConfig) -> optax.Schedule:
+  """Linear warm-up from 0, then constant or a cosine down to the final fraction."""
+  peak, warmup = optimizer.learning_rate, optimizer.warmup_steps
+  if optimizer.schedule == "cosine":
+    after = optax.cosine_decay_schedule(
+      peak, max(1, train.steps - warmup), optimizer.final_fraction
+    )
+  else:
+    after = optax.constant_schedule(peak)
+  return optax.join_schedules(
+    [optax.linear_schedule(0.0, peak, max(1, warmup)), after], [warmup]
+  )
+
+
+def make_optimizer(config: Config) -> optax.GradientTransformation:
+  """AdamW after global-norm clipping."""
+  o = config.optimizer
+  return optax.chain(
+    optax.clip_by_global_norm(o.clip_norm),
+    optax.adamw(
+      learning_rate(o, config.train),
+      b1=o.beta1,
+      b2=o.beta2,
+      eps=o.epsilon,
+      weight_decay=o.weight_decay,
+    ),
+  )
+
+
+def init_state(config: Config, network: Network) -> TrainState:
+  """The state before the first step, a pure function of the seed."""
+  params = network.init(stream_key(config.train.seed, INIT))
+  return TrainState(
+    step=jnp.zeros((), jnp.int32),
+    params=params,
+    ema=jax.tree.map(jnp.copy, params),
+    optimizer=make_optimizer(config).init(params),
+    key=stream_key(config.train.seed, TRAIN),
+  )

@@ -1,0 +1,261 @@
+"""Training: one pure step, and the loop around it."""
+
+import dataclasses
+import functools
+import pathlib
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+
+from set_diffusion_jax import data, order, sharding, state, workdir
+from set_diffusion_jax.checkpoint import Checkpoints, abstract
+from set_diffusion_jax.config import Config
+from set_diffusion_jax.corrupt import Batch
+from set_diffusion_jax.errors import NonFiniteError
+from set_diffusion_jax.evaluate import Evaluator
+from set_diffusion_jax.loss import loss_terms
+from set_diffusion_jax.metrics import MetricsWriter, Progress
+from set_diffusion_jax.model import build_network
+from set_diffusion_jax.objective import Objective
+from set_diffusion_jax.rng import row_keys
+from set_diffusion_jax.state import TrainState
+from set_diffusion_jax.version import VERSION
+
+
+def train_step(
+  objective: Objective, current: TrainState, batch: Batch
+) -> tuple[TrainState, dict[str, jax.Array]]:
+  """One optimiser step on one global batch.
+
+  Draws are keyed by (seed, step, row), so they depend neither on the mesh nor on how
+  many micro-batches the step is taken in. Micro-batches add up numerators and
+  denominators of the loss; the quotient is taken once.
+
+  Args:
+    objective: what is learnt.
+    current: is donated when jitted.
+    batch: B rows, `row` = 0 .. B - 1.
+
+  Returns:
+    The next state, and scalars: loss (nats), gradient_norm before clipping, tokens.
+  """
+  config = objective.config
+  keys = row_keys(current.key, current.step, batch.row)
+
+  def terms(params, micro):
+    batch, keys = micro
+    nats, weight = objective.training_nats(params, batch, keys)
+    numerator, denominator = loss_terms(nats, weight, config.loss.denominator)
+    return numerator, (denominator, weight.sum())
+
+  gradient = jax.value_and_grad(terms, has_aux=True)
+
+  def accumulate(sums, micro):
+    return jax.tree.map(jnp.add, sums, gradient(current.params, micro)), None
+
+  # Rows are dealt out in turn, so that each micro-batch is spread over all devices.
+  deal = lambda x: jnp.moveaxis(
+    x.reshape(-1, config.train.accumulate, *x.shape[1:]), 1, 0
+  )
+  micros = jax.tree.map(deal, (batch, keys))
+  zero = (0.0, (0.0, 0.0)), jax.tree.map(jnp.zeros_like, current.params)
+  ((numerator, (denominator, tokens)), sums), _ = jax.lax.scan(
+    accumulate, jax.tree.map(jnp.float32, zero), micros
+  )
+  gradients = jax.tree.map(lambda g: g / denominator, sums)
+
+  updates, optimizer = state.make_optimizer(config).update(
+    gradients, current.optimizer, current.params
+  )
+  params = optax.apply_updates(current.params, updates)
+  ema = optax.incremental_update(params, current.ema, 1 - config.optimizer.ema_decay)
+  metrics = {
+    "loss": numerator / denominator,
+    "gradient_norm": optax.global_norm(gradients),
+    "tokens": tokens,
+  }
+  after = TrainState(current.step + 1, params, ema, optimizer, current.key)
+  return after, metrics
+
+
+@dataclasses.dataclass
+class Run:
+  """The compiled parts of one run, on one mesh."""
+
+  config: Config
+  corpus: data.Corpus
+  mesh: Mesh
+  objective: Objective
+  shardings: TrainState
+
+  @classmethod
+  def build(cls, config: Config) -> "Run":
+    """Loads the data and checks all that can be checked; writes nothing."""
+    mesh = sharding.make_mesh(config.mesh)
+    sharding.check_batch(
+      "train.batch_size", config.train.batch_size, mesh, config.train.accumulate
+    )
+    corpus = data.load(config.data)
+    vocabulary = corpus.tokenizer.vocabulary
+    network = build_network(config.model, vocabulary.size)
+    objective = Objective(config, network, vocabulary.mask, vocabulary.eos)
+    shapes = jax.eval_shape(functools.partial(state.init_state, config, network))
+    return cls(config, corpus, mesh, objective, sharding.state_shardings(shapes, mesh))
+
+  @functools.cached_property
+  def step(self):
+    """`train_step`, compiled, its state donated."""
+    return jax.jit(
+      functools.partial(train_step, self.objective),
+      in_shardings=(self.shardings, sharding.batch_sharding(self.mesh)),
+      out_shardings=(self.shardings, sharding.replicated(self.mesh)),
+      donate_argnums=0,
+    )
+
+  def init(self) -> TrainState:
+    """The state before the first step, laid out on the mesh."""
+    init = functools.partial(state.init_state, self.config, self.objective.network)
+    return jax.jit(init, out_shardings=self.shardings)()
+
+  def abstract_state(self) -> TrainState:
+    """Shapes and layout of the state, without its values."""
+    init = functools.partial(state.init_state, self.config, self.objective.network)
+    return abstract(jax.eval_shape(init), self.shardings)
+
+  def batches(self):
+    """This process's grain iterator over training examples."""
+    return data.training_iterator(
+      self.corpus.train,
+      self.config.train.batch_size,
+      self.config.train.seed,
+      jax.process_index(),
+      jax.process_count(),
+    )
+
+  def put(self, examples: data.Examples) -> Batch:
+    """This process's examples as its part of the global batch."""
+    rows = self.config.train.batch_size // jax.process_count()
+    row = np.arange(rows, dtype=np.int32) + rows * jax.process_index()
+    return jax.make_array_from_process_local_data(
+      sharding.batch_sharding(self.mesh), Batch(**examples, row=row)
+    )
+
+  def meta(self) -> dict:
+    """What a checkpoint needs to be understood without its work directory."""
+    config, tokenizer = self.config, self.corpus.tokenizer
+    schedule = None
+    if config.method.name == "set":
+      offset = order.position_offset(config.method, config.data.length)
+      schedule = {"name": "position_offset", **dataclasses.asdict(offset)}
+    return {
+      "config": config.to_dict(),
+      "data": self.corpus.fingerprint,
+      "tokenizer": {
+        "name": tokenizer.name,
+        **dataclasses.asdict(tokenizer.vocabulary),
+      },
+      "schedule": schedule,
+      "code_version": VERSION,
+      "weights_from": "random initialisation",
+    }
+
+
+def train(config: Config, directory: pathlib.Path, label: str = "") -> None:
+  """Trains in a work directory, or goes on from its last checkpoint.
+
+  Raises:
+    UserError: the configuration, the data or the directory cannot be used; nothing
+      has been written then.
+    NonFiniteError: the loss or the gradient diverged; the last checkpoint is good.
+  """
+  run = Run.build(config)
+  workdir.claim(directory, config, run.corpus.fingerprint)
+  evaluator = Evaluator(run.objective, run.corpus, run.mesh)
+  cadence = config.train
+  with Checkpoints(
+    directory / workdir.CHECKPOINTS, cadence.keep_latest, cadence.keep_best
+  ) as checkpoints:
+    batches = run.batches()
+    first = max(checkpoints.steps, default=0)
+    if first:
+      current = checkpoints.restore(first, run.abstract_state(), batches)
+    else:
+      current = run.init()
+    with (
+      MetricsWriter(directory, first) as writer,
+      Progress(cadence.steps, first, label) as progress,
+    ):
+      if first:
+        progress.say(f"continues from step {first}")
+      log = _Log(config, writer, progress, first)
+      for step in range(first + 1, cadence.steps + 1):
+        current, metrics = run.step(current, run.put(next(batches)))
+        log.add(step, metrics)
+        last = step == cadence.steps
+        quality = None
+        if step % cadence.log_every == 0 or last:
+          log.flush()
+        if step % cadence.evaluate_every == 0 or last:
+          log.flush()
+          quality = evaluator.run(current.ema)
+          log.evaluation(step, quality)
+        if step % cadence.checkpoint_every == 0 or last:
+          log.flush()  # a state with a non-finite history is never saved
+          nats = None if quality is None else quality.nats_per_token
+          checkpoints.save(step, current, batches, run.meta(), nats)
+
+
+class _Log:
+  """Collects the metrics of steps without waiting for them until they are needed."""
+
+  def __init__(self, config: Config, writer: MetricsWriter, progress: Progress, step):
+    self._rate = state.learning_rate(config.optimizer, config.train)
+    self._writer, self._progress = writer, progress
+    self._pending: list[tuple[int, dict]] = []
+    self._since, self._last = time.perf_counter(), step
+    self._length = config.data.length * config.train.batch_size
+
+  def add(self, step: int, metrics: dict[str, jax.Array]) -> None:
+    """Remembers a step; waits for the one before it, so that few are in flight."""
+    if self._pending:
+      jax.block_until_ready(self._pending[-1][1])
+    self._pending.append((step, metrics))
+    self._progress.advance()
+
+  def flush(self) -> None:
+    """Writes what is pending, checked to be finite."""
+    if not self._pending:
+      return
+    pending, self._pending = jax.device_get(self._pending), []
+    for step, metrics in pending:
+      for name in ("loss", "gradient_norm"):
+        if not np.isfinite(metrics[name]):
+          raise NonFiniteError(f"step {step}: {name} is {metrics[name]}")
+    step, metrics = pending[-1]
+    now = time.perf_counter()
+    rate = (step - self._last) * self._length / (now - self._since)
+    loss = float(np.mean([metrics["loss"] for _, metrics in pending]))
+    values = {
+      "train/loss": loss,
+      "train/gradient_norm": float(metrics["gradient_norm"]),
+      "train/learning_rate": float(self._rate(step - 1)),
+      "train/tokens_per_second": rate,
+    }
+    self._writer.write(step, values)
+    self._progress.say(f"step {step}  loss {loss:.4f} nats/token  {rate:,.0f} tokens/s")
+    self._since, self._last = now, step
+
+  def evaluation(self, step: int, quality) -> None:
+    """Writes the held-out figures of a step."""
+    figures = quality.summary()
+    names = ("nats_per_token", "perplexity", "bits_per_byte")
+    self._writer.write(step, {f"validation/{name}": figures[name] for name in names})
+    self._progress.say(
+      f"step {step}  held out: {quality.bits_per_byte:.3f} bits/byte  "
+      f"perplexity {quality.perplexity:.3f}"
+    )
+    self._since = time.perf_counter()

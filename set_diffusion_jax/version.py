@@ -1,0 +1,5 @@
+"""The version of the installed code, as checkpoints record it."""
+
+import importlib.metadata
+
+VERSION = importlib.metadata.version("set_diffusion_jax")
