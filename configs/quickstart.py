@@ -15,7 +15,7 @@ def get_config(arguments: str = ""):
   config = default_config()
   config.method.name = given.method
   config.method.max_set_size = 8.0
-  config.model.update({"layers": 4, "width": 192, "heads": 6, "ffn": 768})
+  config.model.update({"layers": 4, "width": 192, "heads": 3, "ffn": 768})
   config.data.length = 256
   config.optimizer.update(
     {

@@ -17,6 +17,7 @@ from set_diffusion_jax.model.layers import (
   LayerNorm,
   Linear,
   dropout,
+  gelu,
   rotary_angles,
   rotate,
   trailing,
@@ -104,7 +105,7 @@ class Block(nn.Module):
     h += _gated(dropout(x, key_1, c.dropout), gate_1)
 
     x = modulate(LayerNorm(name="norm_mlp")(h), shift_2, scale_2)
-    x = nn.gelu(Linear((c.width,), (c.ffn,), name="up")(x), approximate=True)
+    x = gelu(Linear((c.width,), (c.ffn,), name="up")(x))
     x = Linear((c.ffn,), (c.width,), scale=residual, name="down")(x)
     h += _gated(dropout(x, key_2, c.dropout), gate_2)
     return h, None if cache is None else (k, v)

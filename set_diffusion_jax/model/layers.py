@@ -1,5 +1,6 @@
 """The small parts: norm, linear maps, rotary positions, dropout. No hidden state."""
 
+import math
 from collections.abc import Sequence
 
 import flax.linen as nn
@@ -32,10 +33,15 @@ class Linear(nn.Module):
     fan_in = len(self.inputs)
     shape = (*self.inputs, *self.outputs)
     kernel = self.param("kernel", _normal(self.scale, fan_in), shape)
-    contract = (range(x.ndim - fan_in, x.ndim), range(fan_in))
+    # One leading axis: the gradient by the kernel then sums over one axis instead of
+    # two, which on CPU is half again as fast.
+    leading = x.shape[: x.ndim - fan_in]
+    x = x.reshape(-1, *self.inputs)
+    contract = (range(1, 1 + fan_in), range(fan_in))
     y = jax.lax.dot_general(
       x, kernel.astype(x.dtype), (contract, ((), ())), precision=precision(x.dtype)
     )
+    y = y.reshape(*leading, *self.outputs)
     if self.bias:
       bias = self.param("bias", nn.initializers.zeros, tuple(self.outputs))
       y += trailing(bias, y).astype(y.dtype)
@@ -64,6 +70,29 @@ class LayerNorm(nn.Module):
     y = y - y.mean(-1, keepdims=True)
     y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + self.epsilon)
     return (y * trailing(scale, y)).astype(x.dtype)
+
+
+_GELU = (math.sqrt(2 / math.pi), 0.044715)
+
+
+@jax.custom_vjp
+def gelu(x: Array) -> Array:
+  """GELU in its tanh form; keeps only x for the backward pass.
+
+  Automatic differentiation would keep four arrays of this size, which a layer scan
+  writes out and reads back: a third of the time of a small model's step on CPU.
+  """
+  return jax.nn.gelu(x, approximate=True)
+
+
+def _gelu_backward(x, d_y):
+  slope, cubic = _GELU
+  tanh = jnp.tanh(slope * (x + cubic * x**3))
+  d_inner = slope * (1 + 3 * cubic * x**2)
+  return (d_y * 0.5 * (1 + tanh + x * (1 - tanh**2) * d_inner),)
+
+
+gelu.defvjp(lambda x: (gelu(x), x), _gelu_backward)
 
 
 def rotary_angles(
