@@ -26,6 +26,8 @@ LEARNING_RATES = ("constant", "cosine")
 SOURCES = ("embedded", "text")
 TOKENIZERS = ("byte",)
 COMPATS = ("none", "setdlms")
+COMMITS = ("order", "confidence")
+WEIGHTS = ("ema", "raw")
 REMATS = ("none", "layer")
 
 # What a resumed run may change: groups and fields. Text is compared by its content
@@ -285,8 +287,8 @@ def _check(config: Config) -> None:
   one_of("data.source", SOURCES)
   one_of("data.tokenizer", TOKENIZERS)
   one_of("optimizer.schedule", LEARNING_RATES)
-  one_of("evaluate.weights", ("ema", "raw"))
-  one_of("decode.commit", ("order", "confidence"))
+  one_of("evaluate.weights", WEIGHTS)
+  one_of("decode.commit", COMMITS)
   one_of("compat", COMPATS)
 
   for name in (

@@ -85,7 +85,7 @@ class Evaluator:
     ways = mesh.shape["data"] * mesh.shape["fsdp"]
     rows = min(config.batch_size, len(corpus.validation))
     self._batch_size = -(-rows // ways) * ways
-    self._blocks = corpus.validation
+    self.corpus = corpus
     self._objective = objective
     self._sharding = sharding.batch_sharding(mesh)
     lengths = jnp.asarray(corpus.tokenizer.token_bytes)
@@ -99,13 +99,13 @@ class Evaluator:
   @property
   def _total(self) -> int:
     limit = self._objective.config.evaluate.sequences
-    return len(self._blocks) if limit is None else min(limit, len(self._blocks))
+    return len(self.corpus.validation) if limit is None else min(limit, len(self.corpus.validation))
 
   def run(self, params, advance: Callable[[], None] = lambda: None) -> Likelihood:
     """The likelihood of the held-out sequences; calls `advance` after each batch."""
     parts = []
     for examples, rows in data.evaluation_batches(
-      self._blocks, self._batch_size, self._objective.config.evaluate.sequences
+      self.corpus.validation, self._batch_size, self._objective.config.evaluate.sequences
     ):
       batch = jax.device_put(Batch(**examples, row=rows), self._sharding)
       parts.append(jax.device_get(self._sums(params, batch)))

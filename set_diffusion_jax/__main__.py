@@ -1,0 +1,7 @@
+"""`python -m set_diffusion_jax`."""
+
+import sys
+
+from set_diffusion_jax.cli import main
+
+sys.exit(main())
