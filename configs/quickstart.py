@@ -15,25 +15,25 @@ def get_config(arguments: str = ""):
   config = default_config()
   config.method.name = given.method
   config.method.max_set_size = 8.0
-  config.model.update({"layers": 4, "width": 192, "heads": 3, "ffn": 768})
-  config.data.length = 256
+  config.model.update({"layers": 3, "width": 128, "heads": 2, "ffn": 512})
+  config.data.length = 128
   config.optimizer.update(
     {
-      "learning_rate": 3e-3,
+      "learning_rate": 1.5e-3,
       "schedule": "cosine",
       "final_fraction": 0.1,
-      "warmup_steps": 20,
-      "beta2": 0.99,
+      "warmup_steps": 80,
+      "beta2": 0.95,
       "ema_decay": 0.98,
     }
   )
   config.train.update(
     {
-      "steps": 240,
-      "batch_size": 16,
-      "log_every": 20,
-      "evaluate_every": 60,
-      "checkpoint_every": 60,
+      "steps": 1000,
+      "batch_size": 8,
+      "log_every": 100,
+      "evaluate_every": 200,
+      "checkpoint_every": 200,
     }
   )
   config.evaluate.batch_size = 32

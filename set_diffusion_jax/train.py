@@ -75,7 +75,7 @@ def train_step(
   ema = optax.incremental_update(params, current.ema, 1 - config.optimizer.ema_decay)
   metrics = {
     "loss": numerator / denominator,
-    "gradient_norm": optax.global_norm(gradients),
+    "gradient_norm": optax.tree.norm(gradients),
     "tokens": tokens,
   }
   after = TrainState(current.step + 1, params, ema, optimizer, current.key)

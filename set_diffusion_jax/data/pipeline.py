@@ -111,17 +111,16 @@ def training_iterator(
 
 
 def evaluation_batches(
-  blocks: Blocks, batch_size: int, sequences: int | None
+  blocks: Blocks, batch_size: int, sequences: int
 ) -> Iterator[tuple[Examples, np.ndarray]]:
-  """All rows once, in order, as (examples, row numbers) of one shape.
+  """The first rows once, in order, as (examples, row numbers) of one shape.
 
   The last batch is filled up with rows whose `valid` is False throughout: they have
   nothing to count.
   """
-  total = len(blocks) if sequences is None else min(sequences, len(blocks))
-  for start in range(0, total, batch_size):
+  for start in range(0, sequences, batch_size):
     rows = np.arange(start, start + batch_size)
-    examples = [blocks[min(row, total - 1)] for row in rows]
+    examples = [blocks[min(row, sequences - 1)] for row in rows]
     batch = {key: np.stack([e[key] for e in examples]) for key in examples[0]}
-    batch["valid"] &= (rows < total)[:, None]
+    batch["valid"] &= (rows < sequences)[:, None]
     yield batch, rows.astype(np.int32)

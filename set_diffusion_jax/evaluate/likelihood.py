@@ -98,14 +98,14 @@ class Evaluator:
 
   @property
   def _total(self) -> int:
-    limit = self._objective.config.evaluate.sequences
-    return len(self.corpus.validation) if limit is None else min(limit, len(self.corpus.validation))
+    limit, held_out = self._objective.config.evaluate.sequences, self.corpus.validation
+    return len(held_out) if limit is None else min(limit, len(held_out))
 
   def run(self, params, advance: Callable[[], None] = lambda: None) -> Likelihood:
     """The likelihood of the held-out sequences; calls `advance` after each batch."""
     parts = []
     for examples, rows in data.evaluation_batches(
-      self.corpus.validation, self._batch_size, self._objective.config.evaluate.sequences
+      self.corpus.validation, self._batch_size, self._total
     ):
       batch = jax.device_put(Batch(**examples, row=rows), self._sharding)
       parts.append(jax.device_get(self._sums(params, batch)))

@@ -9,13 +9,13 @@ from typing import NamedTuple
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from set_diffusion_jax.index import KeyIntervals, TokenIndex, attends, key_intervals
 from set_diffusion_jax.model.layers import precision
 
-# Queries of a piece: its scores are the largest thing that attention ever holds.
-PIECE = 128
+# Queries that are scored at once, and the most bands of keys that they are scored by.
+PIECE, BANDS = 128, 8
 # What an excluded score becomes. Finite, so that a query without keys (padding) yields
 # an average that nobody reads instead of NaN.
 EXCLUDED = -1e30
@@ -60,7 +60,7 @@ def attention(
     _scores(q, cache.k.astype(q.dtype), attends(index, cache.index)),
     _scores(q, k, attends(index, index)),
   ]
-  return _mix(scores, [cache.v.astype(q.dtype), v])[0]
+  return _mix(scores, [cache.v.astype(q.dtype), v], q.dtype)[0]
 
 
 def _scores(q, k, seen: Bool[Array, "B P K"]) -> Float[Array, "B H P K"]:
@@ -75,12 +75,13 @@ def _product(equation: str, x: Array, y: Array) -> Array:
   )
 
 
-def _mix(scores: list[Array], values: list[Array], own=None):
+def _mix(scores: list[Array], values: list[Array], dtype, own=None):
   """Softmax over the keys of all parts together, without concatenating them.
 
   Args:
     scores: float32 [B, H, P, K] of each part.
     values: [B, H, K, Dh] of each part.
+    dtype: of the products and of the result.
     own: (score [B, H, P, 1], value [B, H, P, Dh]), one further key of each query.
 
   Returns:
@@ -90,7 +91,6 @@ def _mix(scores: list[Array], values: list[Array], own=None):
   highest = jnp.stack([s.max(-1, keepdims=True) for s in every]).max(0)
   weights = [jnp.exp(s - highest) for s in every]
   total = sum(w.sum(-1, keepdims=True) for w in weights)
-  dtype = values[0].dtype
   mixed = sum(
     _product("bhqk,bhkd->bhqd", w.astype(dtype), v)
     for w, v in zip(weights, values, strict=False)
@@ -100,74 +100,114 @@ def _mix(scores: list[Array], values: list[Array], own=None):
   return (mixed / total).astype(dtype), highest + jnp.log(total)
 
 
-# --- Two streams in generation order, in pieces ---------------------------------------
+# --- Streams in generation order, in bands of pieces ----------------------------------
+#
+# The queries of a stream are cut into at most BANDS bands. A band's keys are the static
+# slice that any of its queries can see, so that most of the upper half of a causal mask
+# is never computed. Within a band, pieces of PIECE queries go one after another, so
+# that memory is BANDS x PIECE x T, linear in T, even where bands run side by side.
 
 
-class _Piece(NamedTuple):
-  """A run of queries of one stream, and the keys that it can see.
+class _Band(NamedTuple):
+  """A run of queries of one stream, and the keys that they can see.
 
   Attributes:
-    queries: slots of the queries.
-    keys: runs of key slots, each with its mask [B, P, K].
-    own: each query sees its own noisy key besides (noisy singletons).
+    queries: slots of the queries (static).
+    keys: runs of key slots (static).
+    bounds: the first and the last + 1 slot of each run that each query sees, [B, P].
+    own: each query sees its own noisy key besides: noisy singletons (static).
   """
 
   queries: slice
-  keys: list[tuple[slice, Bool[Array, "B P K"]]]
+  keys: list[slice]
+  bounds: list[tuple[Int[Array, "B P"], Int[Array, "B P"]]]
   own: bool
 
 
-def _pieces(index: TokenIndex, intervals: KeyIntervals) -> Iterator[_Piece]:
+def _bands(index: TokenIndex, intervals: KeyIntervals) -> Iterator[_Band]:
   """All queries. Keys are limited to what static knowledge of the mask allows.
 
   Sets lie within aligned runs of `reach` slots, so no query sees clean keys beyond the
   end of its own run, nor noisy keys outside it.
   """
-
-  def masked(queries: slice, keys: slice, start, end):
-    slot = jnp.arange(keys.start, keys.stop)[None, None, :]
-    start, end = start[:, queries, None], end[:, queries, None]
-    return keys, (slot >= start) & (slot < end)
-
   clean, reach = index.clean, index.reach
-  for stream_start, stream_end in ((0, clean), (clean, index.slots)):
-    for start in range(stream_start, stream_end, PIECE):
-      queries = slice(start, min(start + PIECE, stream_end))
-      run_start = (queries.start - stream_start) // reach * reach
-      run_end = -(-(queries.stop - stream_start) // reach) * reach
-      keys = []
+  clean_start = jnp.zeros_like(intervals.clean_end)
+  for first, last in ((0, clean), (clean, index.slots)):
+    pieces = -(-(last - first) // PIECE)
+    size = -(-pieces // BANDS) * PIECE
+    whole = first + (last - first) // PIECE * PIECE
+    starts = {*range(first, last, max(size, 1)), *([whole] if whole < last else [])}
+    ends = [*sorted(starts)[1:], last]
+    for start, end in zip(sorted(starts), ends, strict=False):
+      queries = slice(start, end)
+      run_start = (start - first) // reach * reach
+      run_end = -(-(end - first) // reach) * reach
+      noisy = first == clean
+      keys, bounds = [], []
       if clean:
-        seen = slice(0, min(run_end, clean))
-        end = intervals.clean_end
-        keys.append(masked(queries, seen, jnp.zeros_like(end), end))
-      noisy = stream_start == clean
+        keys.append(slice(0, min(run_end, clean)))
+        bounds.append((clean_start[:, queries], intervals.clean_end[:, queries]))
       if noisy and reach > 1:
-        seen = slice(clean + run_start, min(clean + run_end, index.slots))
-        bounds = (clean + intervals.noisy_start, clean + intervals.noisy_end)
-        keys.append(masked(queries, seen, *bounds))
-      yield _Piece(queries, keys, own=noisy and reach == 1)
+        keys.append(slice(clean + run_start, min(clean + run_end, index.slots)))
+        noisy_bounds = intervals.noisy_start, intervals.noisy_end
+        bounds.append(tuple(clean + x[:, queries] for x in noisy_bounds))
+      yield _Band(queries, keys, bounds, own=noisy and reach == 1)
 
 
-def _piece_scores(piece: _Piece, q, k):
-  """Scores of each run of keys, and of the own keys if the piece has them."""
-  q_piece = q[:, :, piece.queries]
-  scores = [_scores(q_piece, k[:, :, keys], seen) for keys, seen in piece.keys]
-  if not piece.own:
+def _split(x: Array) -> Array:
+  """[..., P, last] -> [pieces, ..., PIECE, last], for scanning over pieces."""
+  x = x.reshape(*x.shape[:-2], -1, PIECE, x.shape[-1])
+  return jnp.moveaxis(x, -3, 0)
+
+
+def _join(x: Array) -> Array:
+  """The inverse of `_split`."""
+  x = jnp.moveaxis(x, 0, -3)
+  return x.reshape(*x.shape[:-3], -1, x.shape[-1])
+
+
+def _band_scores(q, k, own_k, bounds, keys: list[slice]):
+  """Scores of each run of keys, and of the own keys if there are any."""
+  scores = []
+  for run, (start, end) in zip(keys, bounds, strict=True):
+    slot = jnp.arange(run.start, run.stop)[None, None, :]
+    seen = (slot >= start[..., None]) & (slot < end[..., None])
+    scores.append(_scores(q, k[:, :, run], seen))
+  if own_k is None:
     return scores, None
-  own = (q_piece.astype(jnp.float32) * k[:, :, piece.queries]).sum(-1, keepdims=True)
-  return scores, own
+  return scores, (q.astype(jnp.float32) * own_k).sum(-1, keepdims=True)
 
 
 def _forward(q, k, v, index: TokenIndex, intervals: KeyIntervals):
   mixed, log_totals = [], []
-  for piece in _pieces(index, intervals):
-    scores, own = _piece_scores(piece, q, k)
-    if own is not None:
-      own = (own, v[:, :, piece.queries])
-    out, log_total = _mix(scores, [v[:, :, keys] for keys, _ in piece.keys], own)
+  for band in _bands(index, intervals):
+
+    def piece(q, bounds, own, keys=band.keys):
+      scores, own_score = _band_scores(q, k, own and own[0], bounds, keys)
+      own = (own_score, own[1]) if own else None
+      return _mix(scores, [v[:, :, run] for run in keys], q.dtype, own)
+
+    args = _band_arguments(band, q, k, v)
+    if q[:, :, band.queries].shape[2] > PIECE:
+      out, log_total = jax.lax.map(lambda x, f=piece: f(*x), _split_all(args))
+      out, log_total = _join(out), _join(log_total)
+    else:
+      out, log_total = piece(*args)
     mixed.append(out)
     log_totals.append(log_total)
   return jnp.concatenate(mixed, axis=2), jnp.concatenate(log_totals, axis=2)
+
+
+def _band_arguments(band: _Band, q, k, v):
+  """What a band's pieces are cut from: queries, bounds, own keys and values."""
+  here = (slice(None), slice(None), band.queries)
+  return q[here], band.bounds, (k[here], v[here]) if band.own else None
+
+
+def _split_all(tree):
+  """`_split` of [B, H, P, X] and of [B, P] arrays."""
+  cut = lambda x: _split(x) if x.ndim == 4 else _split(x[..., None])[..., 0]
+  return jax.tree.map(cut, tree)
 
 
 @jax.custom_vjp
@@ -192,26 +232,43 @@ def _backward(saved, d_out):
   inner = (d_out.astype(jnp.float32) * out).sum(-1, keepdims=True)
   d_q = []
   d_k, d_v = jnp.zeros(k.shape, jnp.float32), jnp.zeros(v.shape, jnp.float32)
-  for piece in _pieces(index, intervals):
-    here = (slice(None), slice(None), piece.queries)
-    scores, own = _piece_scores(piece, q, k)
-    d_piece = jnp.zeros(q[here].shape, jnp.float32)
-    for score, (keys, _) in zip(scores, piece.keys, strict=True):
-      weight = jnp.exp(score - log_total[here])
-      d_weight = _product("bhqd,bhkd->bhqk", d_out[here], v[:, :, keys])
-      d_score = (weight * (d_weight - inner[here])).astype(dtype)
-      weight = weight.astype(dtype)
-      d_piece += _product("bhqk,bhkd->bhqd", d_score, k[:, :, keys])
-      d_k = d_k.at[:, :, keys].add(_product("bhqk,bhqd->bhkd", d_score, q[here]))
-      d_v = d_v.at[:, :, keys].add(_product("bhqk,bhqd->bhkd", weight, d_out[here]))
-    if own is not None:
-      weight = jnp.exp(own - log_total[here])
-      d_weight = (d_out[here].astype(jnp.float32) * v[here]).sum(-1, keepdims=True)
-      d_score = weight * (d_weight - inner[here])
-      d_piece += d_score * k[here]
-      d_k = d_k.at[here].add(d_score * q[here])
-      d_v = d_v.at[here].add(weight * d_out[here])
-    d_q.append(d_piece)
+  for band in _bands(index, intervals):
+    here = (slice(None), slice(None), band.queries)
+
+    def piece(sums, arguments, keys=band.keys):
+      """Adds to the sums of each run; returns gradients of what is the piece's own."""
+      (q, bounds, own), d_out, inner, log_total = arguments
+      scores, own_score = _band_scores(q, k, own and own[0], bounds, keys)
+      d_q, after = jnp.zeros(q.shape, jnp.float32), []
+      for score, run, (sum_k, sum_v) in zip(scores, keys, sums, strict=True):
+        weight = jnp.exp(score - log_total)
+        d_weight = _product("bhqd,bhkd->bhqk", d_out, v[:, :, run])
+        d_score = (weight * (d_weight - inner)).astype(dtype)
+        d_q += _product("bhqk,bhkd->bhqd", d_score, k[:, :, run])
+        sum_k += _product("bhqk,bhqd->bhkd", d_score, q)
+        sum_v += _product("bhqk,bhqd->bhkd", weight.astype(dtype), d_out)
+        after.append((sum_k, sum_v))
+      if own is None:
+        return after, (d_q, None)
+      weight = jnp.exp(own_score - log_total)
+      d_weight = (d_out.astype(jnp.float32) * own[1]).sum(-1, keepdims=True)
+      d_score = weight * (d_weight - inner)
+      return after, (d_q + d_score * own[0], (d_score * q, weight * d_out))
+
+    sums = [
+      (jnp.zeros_like(d_k[:, :, r]), jnp.zeros_like(d_v[:, :, r])) for r in band.keys
+    ]
+    args = _band_arguments(band, q, k, v), d_out[here], inner[here], log_total[here]
+    if q[here].shape[2] > PIECE:
+      sums, results = jax.lax.scan(piece, sums, _split_all(args))
+      d_q_band, own = jax.tree.map(_join, results)
+    else:
+      sums, (d_q_band, own) = piece(sums, args)
+    d_q.append(d_q_band)
+    for run, (sum_k, sum_v) in zip(band.keys, sums, strict=True):
+      d_k, d_v = d_k.at[:, :, run].add(sum_k), d_v.at[:, :, run].add(sum_v)
+    if own:
+      d_k, d_v = d_k.at[here].add(own[0]), d_v.at[here].add(own[1])
   d_q = jnp.concatenate(d_q, axis=2)
   return d_q.astype(dtype), d_k.astype(dtype), d_v.astype(dtype), None, None
 

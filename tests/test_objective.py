@@ -1,0 +1,202 @@
+"""Streams, losses and what a prediction may depend on."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from set_diffusion_jax import loss
+from set_diffusion_jax.loss import loss_terms, negative_log_likelihood, slot_nats
+from set_diffusion_jax.order import left_to_right, singletons
+from set_diffusion_jax.rng import row_keys, split_rows, stream_key
+from tests import tiny
+
+VOCAB = 12
+
+
+def random_order(rows, length, seed=0):
+  rng = np.random.default_rng(seed)
+  return singletons(
+    jnp.asarray([rng.permutation(length) for _ in range(rows)], "int32")
+  )
+
+
+@pytest.mark.parametrize("method", ["ar", "set"])
+def test_no_prediction_depends_on_later_tokens(method):
+  """Exact zeros in the Jacobian; and every earlier token does matter."""
+  slots = 8 if method == "ar" else 16
+  obj = tiny.objective(vocab_size=slots, method__name=method, data__length=8)
+  params, batch = tiny.params(obj), tiny.batch(rows=1, length=8)
+  order = left_to_right(1, 8) if method == "ar" else random_order(1, 8)
+  index = obj.streams(batch, order, train=True).index
+  probe = jnp.asarray(np.random.default_rng(0).normal(size=16), jnp.float32)
+
+  @jax.jit
+  def predictions(embedding):
+    """A number from each target slot; every memory slot has an embedding of its own."""
+    ids = jnp.arange(slots)[None]
+    h, _ = obj.network.hidden({**params, "embedding": embedding}, ids, index)
+    return h[0, -8:] @ probe
+
+  influence = jnp.abs(jax.jacrev(predictions)(params["embedding"])).max(-1)  # [R, T]
+  clean = np.asarray(influence)[:, :8]
+  slot = np.arange(8)
+  sees = slot <= slot[:, None] if method == "ar" else slot < slot[:, None]
+  assert (clean[~sees] == 0).all()
+  assert (clean[sees] > 0).all()
+  if method == "set":
+    noisy = np.asarray(influence)[:, 8:]
+    np.testing.assert_array_equal(noisy > 0, np.eye(8, dtype=bool))
+
+
+def test_a_batch_equals_its_rows():
+  obj = tiny.objective(data__length=8)
+  params, batch = tiny.params(obj), tiny.batch(rows=2, length=8)
+  order = random_order(2, 8)
+  together = tiny.nats(obj, params, obj.streams(batch, order, train=True))
+  for row in (slice(0, 1), slice(1, 2)):
+    alone = jax.tree.map(lambda x, row=row: x[row], batch)
+    streams = obj.streams(alone, singletons(order.position[row]), train=True)
+    np.testing.assert_allclose(
+      tiny.nats(obj, params, streams), together[row], atol=1e-5
+    )
+
+
+def test_conditionals_are_normalised():
+  """Sums of exp(-nats) over all values of one token are 1, and [MASK] has none."""
+  obj = tiny.objective(data__length=4)
+  params = tiny.params(obj)
+  base = tiny.batch(rows=1, length=4)
+  order = random_order(1, 4)
+  probability = 0.0
+  for token in range(VOCAB - 1):
+    at = order.position[0, 2]
+    batch = base._replace(tokens=base.tokens.at[0, at].set(token))
+    probability += jnp.exp(
+      -tiny.nats(obj, params, obj.streams(batch, order, True))[0, 2]
+    )
+  assert probability == pytest.approx(1, abs=1e-5)
+
+
+def test_padding_and_context():
+  obj = tiny.objective(data__length=8)
+  params, batch = tiny.params(obj), tiny.batch(rows=2, length=8)
+  batch = batch._replace(
+    valid=batch.valid.at[1, 5:].set(False), context=batch.context.at[0, :3].set(True)
+  )
+  keys = row_keys(stream_key(0, 0), 0, batch.row)
+  order = obj.draw_order(batch, keys, train=True)
+  streams = obj.streams(batch, order, train=True)
+  assert streams.weight.sum(-1).tolist() == [5, 5]
+  nats = jnp.where(streams.weight > 0, tiny.nats(obj, params, streams), 0)
+  # What stands in padding changes nothing; neither does the other row.
+  other = batch._replace(tokens=batch.tokens.at[1, 5:].set(3).at[0, 7].set(1))
+  changed = tiny.nats(obj, params, obj.streams(other, order, train=True))
+  np.testing.assert_array_equal(nats[1, :5], changed[1, :5])
+  # A padded row equals the row cut to its length.
+  short = jax.tree.map(lambda x: x[1:, :5] if x.ndim > 1 else x[1:], batch)
+  cut = tiny.nats(
+    obj, params, obj.streams(short, singletons(order.position[1:, :5]), True)
+  )
+  np.testing.assert_allclose(nats[1:, :5], cut, atol=1e-5)
+
+
+def test_eos_last_only_in_training():
+  obj = tiny.objective(data__length=8, method__eos_last=True)
+  batch = tiny.batch(rows=2, length=8)
+  batch = batch._replace(tokens=batch.tokens.at[:, [1, 2]].set(obj.eos_id))
+  keys = row_keys(stream_key(0, 0), 0, batch.row)
+  train = obj.draw_order(batch, keys, train=True).position
+  assert (jnp.sort(train[:, -2:], -1) == jnp.array([[1, 2]])).all()
+  assert (obj.draw_order(batch, keys, train=False).position[:, -2:] > 2).any()
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**31), st.integers(1, 4), st.integers(1, 9))
+def test_losses_and_denominators(seed, rows, slots):
+  """Against float64 numpy, from the definitions."""
+  rng = np.random.default_rng(seed)
+  logits = rng.normal(size=(rows, slots, VOCAB)).astype(np.float32) * 5
+  target = rng.integers(0, VOCAB - 1, (rows, slots))
+  weight = (rng.random((rows, slots)) < 0.7).astype(np.float32)
+  for suppress in (None, VOCAB - 1):
+    kept = logits[..., :-1] if suppress else logits
+    log_p = np.log(np.exp(kept.astype(np.float64)).sum(-1))
+    picked = np.take_along_axis(logits, target[..., None], -1)[..., 0]
+    expected = log_p - picked
+    ours = negative_log_likelihood(jnp.asarray(logits), jnp.asarray(target), suppress)
+    np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-5)
+  terms = loss_terms(jnp.asarray(expected, jnp.float32), jnp.asarray(weight), "tokens")
+  np.testing.assert_allclose(terms.numerator, (expected * weight).sum(), rtol=1e-5)
+  assert terms.denominator == weight.sum()
+  terms = loss_terms(
+    jnp.asarray(expected, jnp.float32), jnp.asarray(weight), "sequences"
+  )
+  means = [
+    (e * w).sum() / w.sum() if w.sum() else 0
+    for e, w in zip(expected, weight, strict=True)
+  ]
+  np.testing.assert_allclose(
+    terms.numerator / terms.denominator, np.mean(means), rtol=1e-5, atol=1e-6
+  )
+
+
+@pytest.mark.parametrize("limit", [10**9, 3 * VOCAB * 4, 1])
+def test_cross_entropy_in_pieces(limit, monkeypatch):
+  """Values and gradients do not depend on the size of the pieces."""
+  monkeypatch.setattr(loss, "PIECE_ELEMENTS", limit)
+  rng = np.random.default_rng(0)
+  h, w = rng.normal(size=(3, 8, 5)), rng.normal(size=(5, VOCAB))
+  h, w = jnp.asarray(h, jnp.float32), jnp.asarray(w, jnp.float32)
+  target = jnp.asarray(rng.integers(0, VOCAB - 1, (3, 8)))
+
+  def total(h, w):
+    return slot_nats(lambda h: h @ w, h, target, VOCAB, VOCAB - 1).sum()
+
+  def oracle(h, w):
+    kept = (jnp.einsum("brd,dv->brv", h, w))[..., :-1]
+    return optax.softmax_cross_entropy_with_integer_labels(kept, target).sum()
+
+  with jax.numpy_rank_promotion("allow"):
+    np.testing.assert_allclose(total(h, w), oracle(h, w), rtol=1e-5)
+    ours, theirs = jax.grad(total, (0, 1))(h, w), jax.grad(oracle, (0, 1))(h, w)
+  for x, y in zip(ours, theirs, strict=True):
+    np.testing.assert_allclose(x, y, atol=1e-5)
+
+
+def test_dropout_is_drawn_by_row():
+  obj = tiny.objective(model__dropout=0.5)
+  params, batch = tiny.params(obj), tiny.batch(rows=4)
+  keys = row_keys(stream_key(0, 0), 0, batch.row)
+  together, _ = tiny.training_nats(obj, params, batch, keys)
+  pick = jnp.array([2])
+  alone, _ = obj.training_nats(
+    params, jax.tree.map(lambda x: x[pick], batch), keys[pick]
+  )
+  np.testing.assert_allclose(together[2:3], alone, atol=1e-5)
+  first, second = split_rows(keys)
+  streams = obj.streams(batch, obj.draw_order(batch, first, True), True)
+  plain = tiny.nats(obj, params, streams)
+  assert jnp.abs(plain - together).max() > 0.01
+  # In the mean over draws, a dropped-out linear map is the map itself.
+  other = tiny.nats(obj, params, streams, split_rows(second)[0])
+  assert jnp.abs(other - together).max() > 0.01
+
+
+def test_remat_and_bfloat16_compute():
+  obj, remat = tiny.objective(), tiny.objective(model__remat="layer")
+  half = tiny.objective(model__dtype="bfloat16")
+  params, batch = tiny.params(obj, scale=0.1), tiny.batch()
+  keys = row_keys(stream_key(0, 0), 0, batch.row)
+  total = lambda o: lambda p: o.training_nats(p, batch, keys)[0].sum()
+  ours, theirs = jax.grad(total(obj))(params), jax.grad(total(remat))(params)
+  jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-4), ours, theirs)
+  exact, rough = (
+    tiny.training_nats(obj, params, batch, keys)[0],
+    half.training_nats(params, batch, keys)[0],
+  )
+  assert rough.dtype == jnp.float32
+  assert 0 < jnp.abs(exact - rough).max() < 0.2

@@ -1,0 +1,362 @@
+"""Training: exact resume, independence of mesh and micro-batches, diverged runs."""
+
+import functools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import tensorboardX.proto.event_pb2 as event_pb2
+
+from set_diffusion_jax import state
+from set_diffusion_jax import train as module
+from set_diffusion_jax.checkpoint import Checkpoints
+from set_diffusion_jax.config import Config
+from set_diffusion_jax.errors import NonFiniteError, UserError
+from set_diffusion_jax.metrics import read_metrics
+from set_diffusion_jax.train import Run, train
+from tests import tiny
+
+
+def settings(folder, **changes):
+  path = folder / "text.txt"
+  if not path.exists():
+    tiny.text_file(folder)
+  base = {
+    "data__source": "text",
+    "data__train_path": str(path),
+    "mesh__data": 1,
+    "mesh__fsdp": 2,
+    "mesh__tensor": 2,
+  }
+  return tiny.settings(**{**base, **changes})
+
+
+def config(folder, **changes):
+  return Config.from_dict(settings(folder, **changes).to_dict())
+
+
+def final(run_config, directory, step=None):
+  """State and data position of a checkpoint, as plain arrays."""
+  run = Run.build(run_config)
+  batches = run.batches()
+  with Checkpoints(directory / "checkpoints") as checkpoints:
+    step = max(checkpoints.steps) if step is None else step
+    restored = checkpoints.restore(step, run.abstract_state(), batches)
+  restored = restored.replace(key=jax.random.key_data(restored.key))
+  return jax.device_get(restored), [next(batches)["tokens"] for _ in range(3)]
+
+
+def assert_identical(ours, theirs):
+  (state_1, next_1), (state_2, next_2) = ours, theirs
+  paths = jax.tree_util.tree_leaves_with_path(state_1)
+  others = jax.tree.leaves(state_2)
+  assert len(paths) == len(others)
+  for (path, x), y in zip(paths, others, strict=True):
+    np.testing.assert_array_equal(x, y, err_msg=jax.tree_util.keystr(path))
+  np.testing.assert_array_equal(next_1, next_2)
+
+
+def test_a_stopped_and_resumed_run_ends_bit_identical(tmp_path):
+  whole, parts = tmp_path / "whole", tmp_path / "parts"
+  train(config(tmp_path), whole)
+  train(config(tmp_path, train__steps=3), parts)
+  before = [row for row in read_metrics(parts / "metrics.jsonl") if row["step"] <= 3]
+  train(config(tmp_path), parts)
+  c = config(tmp_path)
+  assert_identical(final(c, parts), final(c, whole))
+  rows = read_metrics(parts / "metrics.jsonl")
+  assert rows[: len(before)] == before
+  steps = [row["step"] for row in rows if "train/loss" in row]
+  assert steps == sorted(set(steps))
+  assert max(steps) == 6
+
+
+def test_saving_does_not_disturb_what_is_saved(tmp_path):
+  """A checkpoint taken while training went on equals the state of that very step."""
+  c = config(tmp_path, train__keep_latest=9)
+  train(c, tmp_path / "run")
+  run = Run.build(c)
+  current, batches = run.init(), run.batches()
+  for _ in range(2):
+    current, _ = run.step(current, run.put(next(batches)))
+  plain = current.replace(key=jax.random.key_data(current.key))
+  stored, following = final(c, tmp_path / "run", step=2)
+  assert_identical(
+    (stored, following), (plain, [next(batches)["tokens"] for _ in range(3)])
+  )
+
+
+@pytest.mark.slow
+def test_kill_at_any_time_then_resume(tmp_path):
+  """SIGKILL at random moments, saves included, until the run is through."""
+  tiny.text_file(tmp_path)
+  settings_file = tmp_path / "settings.py"
+  fields = settings(
+    tmp_path,
+    train__steps=60,
+    train__checkpoint_every=3,
+    train__evaluate_every=60,
+    mesh__fsdp=1,
+    mesh__tensor=1,
+  )
+  settings_file.write_text(
+    "import json\nfrom set_diffusion_jax.config import default_config\n"
+    "def get_config(_=''):\n"
+    "  config = default_config()\n"
+    f"  config.update(json.loads({fields.to_json()!r}))\n"
+    "  return config\n"
+  )
+  environment = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+
+  def start(workdir):
+    return subprocess.Popen(
+      [
+        sys.executable,
+        "-m",
+        "set_diffusion_jax",
+        "train",
+        f"--config={settings_file}",
+        f"--workdir={workdir}",
+      ],
+      env=environment,
+      stderr=subprocess.PIPE,
+      text=True,
+    )
+
+  whole, killed = tmp_path / "whole", tmp_path / "killed"
+  process = start(whole)
+  _, errors = process.communicate(timeout=300)
+  assert process.returncode == 0, errors
+  rng = np.random.default_rng(0)
+  kills = 0
+  for _ in range(40):
+    process = start(killed)
+    if kills < 6:
+      seen = {p.name for p in (killed / "checkpoints").glob("*")}
+      deadline = time.time() + 120
+      # Wait until this run saves something (finished or not), then a random while.
+      while time.time() < deadline and process.poll() is None:
+        if {p.name for p in (killed / "checkpoints").glob("*")} - seen:
+          break
+        time.sleep(0.002)
+      time.sleep(rng.uniform(0, 0.15))
+      process.send_signal(signal.SIGKILL)
+      kills += process.wait() == -signal.SIGKILL
+      process.stderr.close()
+      continue
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    break
+  assert kills == 6
+  fields.mesh.update({"data": -1, "fsdp": 1, "tensor": 1})
+  one = Config.from_dict({**fields.to_dict(), "train": fields.train.to_dict()})
+  assert_identical(final(one, killed), final(one, whole))
+
+
+def one_step(folder, **changes):
+  """Parameters after a first step and its metrics."""
+  run = Run.build(config(folder, optimizer__warmup_steps=0, **changes))
+  current, metrics = run.step(run.init(), run.put(next(run.batches())))
+  return jax.device_get((current.params, metrics))
+
+
+@pytest.mark.parametrize(
+  "changes",
+  [
+    {"mesh__data": 4, "mesh__fsdp": 1, "mesh__tensor": 1},
+    {"mesh__data": 1, "mesh__fsdp": 4, "mesh__tensor": 1},
+    {"mesh__data": 2, "mesh__fsdp": 1, "mesh__tensor": 2},
+    {"mesh__data": 1, "mesh__fsdp": 2, "mesh__tensor": 2, "train__accumulate": 2},
+    {"mesh__data": 2, "mesh__fsdp": 1, "mesh__tensor": 2, "train__accumulate": 2},
+  ],
+)
+@pytest.mark.multidevice
+def test_results_do_not_depend_on_mesh_or_micro_batches(tmp_path, changes):
+  if jax.device_count() != 4:
+    pytest.skip("needs 4 devices; XLA_FLAGS of the environment say otherwise")
+  common = {"model__dropout": 0.2, "loss__denominator": "tokens"}
+  params, metrics = one_step(tmp_path, **common)
+  other, other_metrics = one_step(tmp_path, **common, **changes)
+  assert other_metrics["loss"] == pytest.approx(metrics["loss"], rel=2e-6)
+  assert other_metrics["tokens"] == metrics["tokens"]
+  jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=2e-4), params, other)
+
+
+def test_step_is_the_gradient_of_the_mean(tmp_path):
+  """One step against optax on the plain loss of the whole batch."""
+  c = config(tmp_path, optimizer__clip_norm=1e9, train__accumulate=2)
+  run = Run.build(c)
+  current, batch = jax.device_get(run.init()), run.put(next(run.batches()))
+  start = jax.tree.map(jnp.array, current)
+  batch = jax.tree.map(jnp.array, jax.device_get(batch))
+  keys = jax.vmap(
+    lambda row: jax.random.fold_in(jax.random.fold_in(start.key, 0), row)
+  )(jnp.asarray(batch.row))
+
+  def mean(params):
+    nats, weight = run.objective.training_nats(params, batch, keys)
+    return (nats * weight).sum() / weight.sum()
+
+  loss, gradient = jax.value_and_grad(mean)(start.params)
+  after, metrics = module.train_step(
+    run.objective, start, jax.tree.map(jnp.array, batch)
+  )
+  assert metrics["loss"] == pytest.approx(float(loss), rel=1e-6)
+  assert metrics["gradient_norm"] == pytest.approx(
+    float(optax.tree.norm(gradient)), rel=1e-5
+  )
+  optimizer = state.make_optimizer(c)
+  updates, _ = optimizer.update(gradient, optimizer.init(start.params), start.params)
+  expected = optax.apply_updates(start.params, updates)
+  check = functools.partial(np.testing.assert_allclose, atol=1e-5)
+  jax.tree.map(check, after.params, expected)
+  decay = c.optimizer.ema_decay
+  ema = jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, start.ema, after.params)
+  jax.tree.map(check, after.ema, ema)
+
+
+def test_learning_rates():
+  c = tiny.config(
+    optimizer__schedule="cosine",
+    optimizer__final_fraction=0.5,
+    optimizer__warmup_steps=4,
+    optimizer__learning_rate=1.0,
+    train__steps=12,
+  )
+  rate = state.learning_rate(c.optimizer, c.train)
+  assert [float(rate(s)) for s in (0, 2, 4, 8, 12)] == pytest.approx(
+    [0, 0.5, 1, 0.75, 0.5]
+  )
+
+
+def test_a_diverged_run_keeps_its_last_good_checkpoint(tmp_path, monkeypatch):
+  c = config(tmp_path)
+  true_step = module.train_step
+
+  def poisoned(objective, current, batch):
+    after, metrics = true_step(objective, current, batch)
+    bad = jnp.where(current.step == 4, jnp.nan, 0.0)
+    return after, {**metrics, "loss": metrics["loss"] + bad}
+
+  monkeypatch.setattr(module, "train_step", poisoned)
+  with pytest.raises(NonFiniteError, match="step 5: loss is nan"):
+    train(c, tmp_path / "run")
+  with Checkpoints(tmp_path / "run" / "checkpoints") as checkpoints:
+    assert max(checkpoints.steps) == 4
+
+
+def test_latest_and_best_checkpoints_are_kept(tmp_path, monkeypatch):
+  c = config(
+    tmp_path,
+    train__steps=8,
+    train__evaluate_every=1,
+    train__checkpoint_every=1,
+    train__keep_latest=2,
+    train__keep_best=1,
+  )
+  figures = iter([5.0, 4.0, 1.0, 3.0, 2.0, 2.5, 2.0, 3.0])
+  evaluator = module.Evaluator.run
+
+  def ranked(self, params, **more):
+    quality = evaluator(self, params, **more)
+    scale = next(figures) / quality.nats_per_token
+    return module.dataclasses.replace(quality, nats=quality.nats * scale)
+
+  monkeypatch.setattr(module.Evaluator, "run", ranked)
+  train(c, tmp_path / "run")
+  with Checkpoints(tmp_path / "run" / "checkpoints") as checkpoints:
+    assert checkpoints.steps == [3, 7, 8]
+
+
+def events(folder):
+  """Scalars of TensorBoard's record format: length, checksum, message, checksum."""
+  found = []
+  for path in sorted(folder.glob("events.*")):
+    content = path.read_bytes()
+    while content:
+      size = int.from_bytes(content[:8], "little")
+      event = event_pb2.Event.FromString(content[12 : 12 + size])
+      found += [(event.step, v.tag, v.simple_value) for v in event.summary.value]
+      content = content[16 + size :]
+  return found
+
+
+def test_metrics_are_cut_back_on_resume(tmp_path):
+  c, run = config(tmp_path), tmp_path / "run"
+  train(config(tmp_path, train__steps=4), run)
+  # A run that was killed after step 4: rows of steps that will happen again.
+  with (run / "metrics.jsonl").open("a") as file:
+    file.write(json.dumps({"step": 5, "time": 0.0, "train/loss": -1.0}) + "\n{'torn")
+  train(c, run)
+  rows = read_metrics(run / "metrics.jsonl")
+  assert -1.0 not in [row.get("train/loss") for row in rows]
+  expected = [
+    (row["step"], name, np.float32(value))
+    for row in rows
+    for name, value in row.items()
+    if name not in ("step", "time")
+  ]
+  assert events(run / "tensorboard") == expected
+
+
+def test_checkpoints_are_self_contained(tmp_path):
+  c, run = config(tmp_path), tmp_path / "run"
+  train(c, run)
+  with Checkpoints(run / "checkpoints") as checkpoints:
+    meta = checkpoints.restore_meta(6)
+  assert Config.from_dict(meta["config"]) == c
+  assert meta["format_version"] == 1
+  assert meta["tokenizer"]["mask"] == 259
+  assert meta["schedule"]["width"] == pytest.approx(4 / 19)
+  assert set(meta) >= {"data", "code_version", "weights_from"}
+
+
+@pytest.mark.parametrize(
+  "change",
+  [
+    {"model__width": 32},
+    {"method__max_set_size": 3.0},
+    {"train__seed": 1},
+    {"train__batch_size": 8},
+    {"optimizer__learning_rate": 0.5},
+    {"data__length": 12},
+    {"compat": "setdlms"},
+  ],
+)
+def test_a_directory_of_another_run_is_refused(tmp_path, change):
+  run = tmp_path / "run"
+  train(config(tmp_path, train__steps=2), run)
+  before = {p: p.stat().st_mtime_ns for p in run.rglob("*")}
+  (field,) = change
+  with pytest.raises(UserError, match=field.replace("__", ".")):
+    train(config(tmp_path, **change), run)
+  assert {p: p.stat().st_mtime_ns for p in run.rglob("*")} == before
+
+
+def test_other_text_is_refused_but_moved_text_is_not(tmp_path):
+  run = tmp_path / "run"
+  train(config(tmp_path, train__steps=2), run)
+  text = tmp_path / "text.txt"
+  moved = tmp_path / "moved.txt"
+  moved.write_text(text.read_text())
+  train(config(tmp_path, train__steps=3, data__train_path=str(moved)), run)
+  moved.write_text(text.read_text().replace("wisdom", "WISDOM"))
+  with pytest.raises(UserError, match="sha256"):
+    train(config(tmp_path, data__train_path=str(moved)), run)
+
+
+def test_changing_cadence_mesh_and_length_of_a_run_is_allowed(tmp_path):
+  run = tmp_path / "run"
+  train(config(tmp_path, train__steps=2), run)
+  mesh = {"mesh__data": 4, "mesh__fsdp": 1, "mesh__tensor": 1}
+  train(config(tmp_path, train__steps=3, train__log_every=1, **mesh), run)
+  with Checkpoints(run / "checkpoints") as checkpoints:
+    assert max(checkpoints.steps) == 3
