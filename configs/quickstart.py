@@ -29,7 +29,7 @@ def get_config(arguments: str = ""):
   )
   config.train.update(
     {
-      "steps": 1000,
+      "steps": 1400,
       "batch_size": 8,
       "log_every": 100,
       "evaluate_every": 200,

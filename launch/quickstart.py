@@ -6,6 +6,7 @@ diffusion model write. About three minutes on two CPU cores.
 """
 
 import argparse
+import dataclasses
 import pathlib
 import sys
 import time
@@ -15,6 +16,7 @@ from set_diffusion_jax.evaluate import unigram_bits_per_byte
 from set_diffusion_jax.train import train
 
 CONFIG = pathlib.Path(__file__).parents[1] / "configs" / "quickstart.py"
+TEMPERATURE = 0.7
 METHODS = {"ar": "autoregressive", "set": "set diffusion, S<=8"}
 
 
@@ -37,8 +39,9 @@ def run(runs: pathlib.Path) -> None:
   print(f"{'byte unigram':20} {unigram:.3f}")
   for name, bits, error, perplexity, bound in rows:
     print(f"{name:20} {bits:.3f} +- {error:.3f}   {perplexity:8.2f}   {bound}")
-  print("\nThe set diffusion model continues 'The ':\n")
-  (sample,) = model.generate(["The "], seed=1)
+  options = dataclasses.replace(model.config.decode, temperature=TEMPERATURE)
+  (sample,) = model.generate(["The "], seed=1, options=options)
+  print(f"\nThe set diffusion model continues 'The ' at temperature {TEMPERATURE}:\n")
   print(sample["text"])
   print(f"\n{time.perf_counter() - began:.0f} s in all; the runs are in {runs}/")
 

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from absl import flags
 from ml_collections import config_flags
 
-from set_diffusion_jax.config import COMMITS, WEIGHTS, Config
+from set_diffusion_jax.config import COMMITS, WEIGHTS, Config, check_field
 from set_diffusion_jax.errors import NonFiniteError, UserError
 
 
@@ -74,16 +74,22 @@ def _checkpoint(parser: argparse.ArgumentParser) -> None:
 
 def read_config(arguments: Sequence[str]) -> Config:
   """The configuration of `--config=FILE[:key=value,...] [--config.a.b=value ...]`."""
+  arguments = list(arguments)
   values = flags.FlagValues()
-  holder = config_flags.DEFINE_config_file("config", None, "", flag_values=values)
+  holder = config_flags.DEFINE_config_file(
+    "config", None, "", flag_values=values, sys_argv=["", *arguments]
+  )
   named = [a.split("=", 1)[-1] for a in arguments if a.startswith("--config=")]
   if not named or not named[-1]:
     raise UserError("--config: must name a configuration file, as --config=FILE")
   path = named[-1].split(":")[0]
   if not pathlib.Path(path).is_file():
     raise UserError(f"--config={path}: no such file")
+  for argument in arguments:
+    if argument.startswith("--config."):
+      check_field(argument.removeprefix("--config.").split("=")[0])
   try:
-    values(["set-diffusion", *arguments])
+    values(["", *arguments])
     settings = holder.value.to_dict()
   except UserError:
     raise

@@ -230,18 +230,30 @@ def _build(cls, settings: Mapping, prefix: str):
     raise UserError(f"{prefix.rstrip('.')} = {settings!r}: must be a group of fields")
   values = {}
   for name in settings:
-    if name not in hints:
-      near = difflib.get_close_matches(str(name), hints, 1)
-      hint = (
-        f"did you mean {prefix}{near[0]}?" if near else f"known: {', '.join(hints)}"
-      )
-      raise UserError(f"{prefix}{name} is not a field; {hint}")
+    _check_known(hints, name, prefix)
     value = settings[name]
     if dataclasses.is_dataclass(hints[name]):
       values[name] = _build(hints[name], value, f"{prefix}{name}.")
     else:
       values[name] = _typed(f"{prefix}{name}", value, hints[name])
   return cls(**values)
+
+
+def _check_known(hints: Mapping, name: str, prefix: str) -> None:
+  if name not in hints:
+    near = difflib.get_close_matches(str(name), hints, 1)
+    hint = f"did you mean {prefix}{near[0]}?" if near else f"known: {', '.join(hints)}"
+    raise UserError(f"{prefix}{name} is not a field; {hint}")
+
+
+def check_field(dotted: str) -> None:
+  """UserError unless a dotted name such as model.width is a field or a group."""
+  hints, prefix = typing.get_type_hints(Config), ""
+  for name in dotted.split("."):
+    _check_known(hints, name, prefix)
+    group = hints[name]
+    hints = typing.get_type_hints(group) if dataclasses.is_dataclass(group) else {}
+    prefix += f"{name}."
 
 
 def _typed(name: str, value, hint):
