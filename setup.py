@@ -23,7 +23,13 @@ setup(
   extras_require={
     "gpu": ["jax[cuda13]>=0.10"],
     "tpu": ["jax[tpu]>=0.10"],
-    "dev": ["pytest>=9", "hypothesis>=6", "beartype>=0.20", "ruff==0.17.5"],
+    "dev": [
+      "pytest>=9",
+      "hypothesis>=6",
+      "beartype>=0.20",
+      "safetensors>=0.5",
+      "ruff==0.17.5",
+    ],
   },
   entry_points={"console_scripts": ["set-diffusion = set_diffusion_jax.cli:main"]},
 )

@@ -11,14 +11,15 @@ import numpy as np
 from set_diffusion_jax import data, sharding, workdir
 from set_diffusion_jax.checkpoint import Checkpoints, abstract
 from set_diffusion_jax.config import Config, DecodeConfig, MeshConfig
-from set_diffusion_jax.corrupt import Batch
+from set_diffusion_jax.corrupt import Batch, full_noise
 from set_diffusion_jax.decode import Decoder, decode
 from set_diffusion_jax.errors import UserError
 from set_diffusion_jax.evaluate import Evaluator
+from set_diffusion_jax.loss import weighted
 from set_diffusion_jax.model import build_network
 from set_diffusion_jax.objective import Objective
 from set_diffusion_jax.order import singletons
-from set_diffusion_jax.rng import DECODE, EVALUATE, row_keys, stream_key
+from set_diffusion_jax.rng import DECODE, EVALUATE, SHARED_DRAW, row_keys, stream_key
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,8 +74,11 @@ class Model:
     """The bound of -log p(tokens), the mean over `draws` orders: float32 [B]."""
     batch = self._batch(tokens)
     root = stream_key(seed, EVALUATE)
+    shared = row_keys(root, SHARED_DRAW, batch.row)
     totals = [
-      self._evaluate(self.params, batch, row_keys(root, draw, batch.row))
+      self._evaluate(
+        self.params, batch, row_keys(root, draw, batch.row), shared, draw, draws
+      )
       for draw in range(draws)
     ]
     return np.mean(jax.device_get(totals), axis=0)
@@ -87,6 +91,11 @@ class Model:
       position: int [B, L], the text position generated at each turn. Context comes
         first. One-stream AR knows one order only, 0 .. L - 1.
     """
+    if not self.objective.one_at_a_time:
+      raise ValueError(
+        f"log_prob: method {self.config.method.name} has sets of several positions; "
+        "use nelbo"
+      )
     batch = self._batch(tokens)
     position = np.asarray(position, np.int32)
     if not (np.sort(position, axis=-1) == np.arange(batch.tokens.shape[1])).all():
@@ -119,6 +128,11 @@ class Model:
       UserError: a prompt that leaves nothing to generate, or a length that the order
         was not trained for.
     """
+    if not self.objective.one_at_a_time:
+      raise UserError(
+        f"method.name = {self.config.method.name}: cannot be sampled yet; "
+        "ar, any_order and set can"
+      )
     vocabulary, options = self.tokenizer.vocabulary, options or self.config.decode
     length = self.config.data.length if length is None else length
     if not self.objective.one_stream and length > self.config.data.length:
@@ -159,18 +173,21 @@ class Model:
 
   @functools.cached_property
   def _evaluate(self):
-    def total(params, batch, keys):
-      nats, weight, _ = self.objective.evaluation_nats(params, batch, keys)
-      return jnp.where(weight > 0, nats * weight, 0.0).sum(-1)
+    def total(params, batch, keys, shared, draw, draws):
+      nats, streams = self.objective.evaluation_nats(
+        params, batch, keys, shared, draw, draws
+      )
+      return weighted(nats, streams.weight).sum(-1)
 
-    return jax.jit(total)
+    return jax.jit(total, static_argnums=5)
 
   @functools.cached_property
   def _ordered(self):
     def total(params, batch, position):
-      streams = self.objective.streams(batch, singletons(position), train=False)
+      order = singletons(position)
+      streams = self.objective.streams(batch, order, full_noise(batch), train=False)
       nats = self.objective.nats(params, streams)
-      return jnp.where(streams.weight > 0, nats * streams.weight, 0.0).sum(-1)
+      return weighted(nats, streams.weight).sum(-1)
 
     return jax.jit(total)
 

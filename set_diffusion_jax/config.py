@@ -7,6 +7,7 @@ what cannot work. No other module reads a ConfigDict or knows a default.
 
 import dataclasses
 import difflib
+import functools
 import json
 import math
 import types
@@ -18,10 +19,13 @@ from ml_collections import config_dict
 
 from set_diffusion_jax.errors import UserError
 
-BACKBONES = ("dit",)
-METHODS = ("ar", "set")
+BACKBONES = ("dit", "qwen3")
+METHODS = ("ar", "any_order", "set", "masked", "block", "general")
+MASK_SCHEDULES = ("linear", "cosine", "square", "square_root", "log", "log_linear")
+WEIGHTINGS = ("nelbo", "uniform")
+NOISES = ("full", "level")
 DTYPES = ("float32", "bfloat16")
-DENOMINATORS = ("tokens", "sequences")
+DENOMINATORS = ("tokens", "masked", "sequences", "masked_sequences")
 LEARNING_RATES = ("constant", "cosine")
 SOURCES = ("embedded", "text")
 TOKENIZERS = ("byte",)
@@ -41,42 +45,85 @@ CHANGEABLE = frozenset({
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-  """The transformer. `ffn` is the width of the MLP's hidden layer."""
+  """The transformer. `ffn` is the width of the MLP's hidden layer.
+
+  dit: layer norm, GELU, an output layer with bias; `head_size` is width / heads.
+  qwen3: RMS norm, SwiGLU, grouped-query attention; the output layer may be `tied`.
+  """
 
   backbone: str = "dit"
   layers: int = 12
   width: int = 768
   heads: int = 12
+  kv_heads: int | None = None  # qwen3: heads of keys and values; None: as many
+  head_size: int | None = None  # qwen3; None: width / heads
   ffn: int = 3072
   dropout: float = 0.0
   adaln: bool = False
   condition_width: int = 128  # width of the adaLN conditioning vector
+  tied: bool = False  # qwen3: the output layer is the embedding
+  norm_epsilon: float = 1e-5
   rotary_base: float = 10_000.0
   dtype: str = "float32"  # of the computation; parameters are always float32
   remat: str = "none"  # "layer" recomputes each layer in the backward pass
 
+  @property
+  def key_heads(self) -> int:
+    """Heads of keys and values."""
+    return self.kv_heads or self.heads
+
+  @property
+  def head_width(self) -> int:
+    """Dh."""
+    return self.head_size or self.width // self.heads
+
 
 @dataclasses.dataclass(frozen=True)
 class MethodConfig:
-  """Which sets are generated in which order (METHOD: one family).
+  """Which sets are generated in which order.
 
-  For `set`, at most `max_set_size` (N) positions are active at once and on average
-  `prediction_budget` (C) of them are masked; None means N / 4, the paper's choice.
+  ar: from left to right in one stream. any_order: one position at a time in a uniformly
+  random order. set: one position at a time in the order of a position-offset schedule.
+  general: that schedule's reveal times, rounded to a grid, group positions into sets.
+  block: blocks from left to right. masked: all positions are one set.
+
+  For `set` and `general`, at most `max_set_size` (N) positions are active at once and
+  on average `prediction_budget` (C) of them are masked; None means N / 4, the paper's
+  choice.
   """
 
   name: str = "set"
   max_set_size: float = 8.0
   prediction_budget: float | None = None
+  block_size: int = 4  # positions of a block, for `block` only
+  grid: int = 32  # intervals that reveal times are rounded to, for `general` only
+  noise: str = "full"  # of a general set: "full", or a noise "level" of its own
   eos_last: bool = False  # in training, EOS targets come after all other targets
 
 
 @dataclasses.dataclass(frozen=True)
-class LossConfig:
-  """How a loss is averaged.
+class CorruptionConfig:
+  """Noise levels of `masked`, `block` and of `general` with noise=level.
 
-  `tokens`: nats per counted token of the global batch. `sequences`: the mean over
-  sequences of each one's nats per counted token, as the published code averages.
+  In training t is uniform on [t_min, t_max]; evaluation always draws from [0, 1].
   """
+
+  schedule: str = "linear"
+  t_min: float = 0.0
+  t_max: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class LossConfig:
+  """The training loss. Evaluation is always the NELBO.
+
+  `weighting` is of tokens masked at a noise level: nelbo, -alpha' / (1 - alpha), or
+  uniform. `denominator`: tokens, nats per counted token of the global batch; masked,
+  per masked one; sequences and masked_sequences, the mean over sequences of each one's
+  own mean, as the published code averages.
+  """
+
+  weighting: str = "nelbo"
 
   denominator: str = "tokens"
 
@@ -165,6 +212,7 @@ class Config:
 
   model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
   method: MethodConfig = dataclasses.field(default_factory=MethodConfig)
+  corruption: CorruptionConfig = dataclasses.field(default_factory=CorruptionConfig)
   loss: LossConfig = dataclasses.field(default_factory=LossConfig)
   data: DataConfig = dataclasses.field(default_factory=DataConfig)
   optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
@@ -271,37 +319,47 @@ def _typed(name: str, value, hint):
 
 def _check(config: Config) -> None:
   """Checks ranges and combinations; UserError on the first that is wrong."""
+  require = _Require(config)
+  _check_fields(require)
+  _check_model(require, config.model)
+  _check_method(require, config.method, config.data, config.corruption)
+  _check_training(require, config)
 
-  def require(holds: bool, name: str, right: str) -> None:
+
+class _Require:
+  """Raises UserError with a field's name and value where a condition does not hold."""
+
+  def __init__(self, config: Config):
+    self._config = config
+
+  def value(self, name: str):
+    """Of a dotted name."""
+    return functools.reduce(getattr, name.split("."), self._config)
+
+  def __call__(self, holds: bool, name: str, right: str) -> None:
     if not holds:
-      value = config
-      for part in name.split("."):
-        value = getattr(value, part)
-      raise UserError(f"{name} = {json.dumps(value)}: must be {right}")
+      raise UserError(f"{name} = {json.dumps(self.value(name))}: must be {right}")
 
-  def one_of(name: str, choices: tuple[str, ...]) -> None:
-    value = config
-    for part in name.split("."):
-      value = getattr(value, part)
-    require(value in choices, name, "one of " + ", ".join(choices))
+  def one_of(self, name: str, choices: tuple[str, ...]) -> None:
+    self(self.value(name) in choices, name, "one of " + ", ".join(choices))
 
-  model, method, data, optimizer = (
-    config.model,
-    config.method,
-    config.data,
-    config.optimizer,
-  )
-  one_of("model.backbone", BACKBONES)
-  one_of("model.dtype", DTYPES)
-  one_of("model.remat", REMATS)
-  one_of("method.name", METHODS)
-  one_of("loss.denominator", DENOMINATORS)
-  one_of("data.source", SOURCES)
-  one_of("data.tokenizer", TOKENIZERS)
-  one_of("optimizer.schedule", LEARNING_RATES)
-  one_of("evaluate.weights", WEIGHTS)
-  one_of("decode.commit", COMMITS)
-  one_of("compat", COMPATS)
+
+def _check_fields(require: _Require) -> None:
+  """Fields one by one."""
+  require.one_of("model.backbone", BACKBONES)
+  require.one_of("model.dtype", DTYPES)
+  require.one_of("model.remat", REMATS)
+  require.one_of("method.name", METHODS)
+  require.one_of("method.noise", NOISES)
+  require.one_of("corruption.schedule", MASK_SCHEDULES)
+  require.one_of("loss.weighting", WEIGHTINGS)
+  require.one_of("loss.denominator", DENOMINATORS)
+  require.one_of("data.source", SOURCES)
+  require.one_of("data.tokenizer", TOKENIZERS)
+  require.one_of("optimizer.schedule", LEARNING_RATES)
+  require.one_of("evaluate.weights", WEIGHTS)
+  require.one_of("decode.commit", COMMITS)
+  require.one_of("compat", COMPATS)
 
   for name in (
     "model.layers model.width model.heads model.ffn model.condition_width "
@@ -309,31 +367,57 @@ def _check(config: Config) -> None:
     "train.evaluate_every train.checkpoint_every train.keep_latest "
     "mesh.fsdp mesh.tensor evaluate.batch_size evaluate.draws decode.tokens_per_step"
   ).split():
-    group, field = name.split(".")
-    require(getattr(getattr(config, group), field) >= 1, name, "at least 1")
+    require(require.value(name) >= 1, name, "at least 1")
   for name in "train.keep_best optimizer.warmup_steps train.seed evaluate.seed".split():
-    group, field = name.split(".")
-    require(getattr(getattr(config, group), field) >= 0, name, "0 or more")
+    require(require.value(name) >= 0, name, "0 or more")
   for name in ("train.seed", "evaluate.seed"):
-    group, field = name.split(".")
-    require(getattr(getattr(config, group), field) < 2**31, name, "below 2**31")
+    require(require.value(name) < 2**31, name, "below 2**31")
 
-  require(
-    model.width % model.heads == 0, "model.width", f"a multiple of heads={model.heads}"
-  )
-  require(
-    (model.width // max(model.heads, 1)) % 2 == 0,
-    "model.heads",
-    "such that width / heads is even (rotary positions rotate pairs)",
-  )
+
+def _check_model(require: _Require, model: ModelConfig) -> None:
+  divides = model.width % model.heads == 0
+  given = model.head_size is not None
+  require(given or divides, "model.width", f"a multiple of heads={model.heads}")
+  even = model.head_width > 0 and model.head_width % 2 == 0
+  if given:
+    require(even, "model.head_size", "even and above 0 (rotary positions rotate pairs)")
+  else:
+    require(even, "model.heads", "such that width / heads is even (for rotary pairs)")
+  if model.kv_heads is not None:
+    fits = model.kv_heads > 0 and model.heads % model.kv_heads == 0
+    require(fits, "model.kv_heads", f"a divisor of heads={model.heads}")
+  if model.backbone == "dit":
+    require(model.kv_heads is None, "model.kv_heads", "null for backbone=dit")
+    require(model.head_size is None, "model.head_size", "null for backbone=dit")
+    require(not model.tied, "model.tied", "false for backbone=dit")
+  else:
+    require(not model.adaln, "model.adaln", "false for backbone=qwen3")
+  require(model.norm_epsilon > 0, "model.norm_epsilon", "above 0")
   require(0 <= model.dropout < 1, "model.dropout", "in [0, 1)")
   require(model.rotary_base > 1, "model.rotary_base", "above 1")
 
+
+def _check_method(
+  require: _Require,
+  method: MethodConfig,
+  data: DataConfig,
+  corruption: CorruptionConfig,
+) -> None:
   require(data.length >= 2, "data.length", "at least 2")
   require(0 < data.validation_fraction < 1, "data.validation_fraction", "in (0, 1)")
   if data.source == "text":
     require(data.train_path is not None, "data.train_path", "set when data.source=text")
 
+  require(method.block_size >= 1, "method.block_size", "at least 1")
+  require(
+    method.name != "block" or data.length % method.block_size == 0,
+    "method.block_size",
+    f"a divisor of data.length={data.length}",
+  )
+  require(method.grid >= 1, "method.grid", "at least 1")
+  low, high = corruption.t_min, corruption.t_max
+  require(0 <= low < 1, "corruption.t_min", "in [0, 1)")
+  require(low < high <= 1, "corruption.t_max", f"above t_min={low} and at most 1")
   require(method.max_set_size >= 1, "method.max_set_size", "at least 1")
   if method.prediction_budget is not None:
     span = data.length * method.max_set_size / (data.length + method.max_set_size - 1)
@@ -343,10 +427,13 @@ def _check(config: Config) -> None:
       f"above 0 and below length * w = {span:.4g}",
     )
 
+
+def _check_training(require: _Require, config: Config) -> None:
+  optimizer = config.optimizer
   require(optimizer.learning_rate > 0, "optimizer.learning_rate", "above 0")
   require(0 <= optimizer.final_fraction <= 1, "optimizer.final_fraction", "in [0, 1]")
   for name in ("optimizer.beta1", "optimizer.beta2", "optimizer.ema_decay"):
-    require(0 <= getattr(optimizer, name.split(".")[1]) < 1, name, "in [0, 1)")
+    require(0 <= require.value(name) < 1, name, "in [0, 1)")
   require(optimizer.epsilon > 0, "optimizer.epsilon", "above 0")
   require(optimizer.weight_decay >= 0, "optimizer.weight_decay", "0 or more")
   require(optimizer.clip_norm > 0, "optimizer.clip_norm", "above 0")

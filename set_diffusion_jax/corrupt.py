@@ -5,8 +5,14 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from set_diffusion_jax.index import TokenIndex, clean_stream, two_streams
+from set_diffusion_jax.index import (
+  TokenIndex,
+  clean_stream,
+  noisy_stream,
+  two_streams,
+)
 from set_diffusion_jax.order import Order
+from set_diffusion_jax.schedules import MaskSchedule
 
 
 class Batch(NamedTuple):
@@ -32,13 +38,16 @@ class Streams(NamedTuple):
     tokens: int32 [B, T], in memory order: the clean stream, then the noisy stream.
     index: of the same T slots.
     target: int32 [B, R], the token that each of the last R slots is to predict.
-    weight: float32 [B, R], the weight of its negative log-likelihood; 0: not counted.
+    weight: float32 [B, R], the weight of its negative log-likelihood; 0: not read.
+    counted: bool [B, R], the tokens that a likelihood of the text is made of. In a
+      partly masked set the clean ones are counted with weight 0: they cost nothing.
   """
 
   tokens: Int[Array, "B T"]
   index: TokenIndex
   target: Int[Array, "B R"]
   weight: Float[Array, "B R"]
+  counted: Bool[Array, "B R"]
 
 
 def _by_slot(x: Array, order: Order) -> Array:
@@ -65,33 +74,88 @@ def one_stream(batch: Batch, order: Order, published: bool = False) -> Streams:
     clean_stream(order, batch.valid, reach=1),
     jnp.roll(batch.tokens, -1, axis=-1),
     counted.astype(jnp.float32),
+    counted,
   )
 
 
-def masked_sets(
-  batch: Batch, order: Order, mask_id: int, bos: str = "context"
-) -> Streams:
-  """Two streams, every target masked: log p(x_set | all earlier sets) in one pass.
+class Noise(NamedTuple):
+  """Which tokens are masked, by text position, and what predicting each one weighs."""
+
+  masked: Bool[Array, "B L"]
+  weight: Float[Array, "B L"]
+
+
+def targets(batch: Batch) -> Bool[Array, "B L"]:
+  """What is to be generated: neither context nor padding."""
+  return batch.valid & ~batch.context
+
+
+def full_noise(batch: Batch) -> Noise:
+  """Every target is masked: sets in one denoising step."""
+  masked = targets(batch)
+  return Noise(masked, masked.astype(jnp.float32))
+
+
+def level_noise(
+  batch: Batch,
+  schedule: MaskSchedule,
+  level: Float[Array, "B L"],
+  uniform: Float[Array, "B L"],
+  weighting: str,
+) -> Noise:
+  """Each target is masked with probability 1 - alpha(t) at its noise level t.
 
   Args:
     batch: B rows of text.
-    order: singletons in any order.
-    mask_id: the id of [MASK].
-    bos: what happens at text position 0. "context": nothing special. As setdlms does:
-      "counted", it is masked and counted (its training); "masked", masked and not
-      counted (its evaluation).
+    schedule: alpha.
+    level: t of each text position, equal within a set.
+    uniform: draws from U(0, 1).
+    weighting: "nelbo", -alpha'(t) / (1 - alpha(t)), or "uniform", 1.
   """
-  first = jnp.arange(batch.tokens.shape[-1])[None, :] == 0
-  masked = batch.valid & ~batch.context
-  counted = masked
+  masked = targets(batch) & (uniform < 1 - schedule.alpha(level))
+  weight = schedule.weight(level) if weighting == "nelbo" else jnp.ones_like(level)
+  return Noise(masked, jnp.where(masked, weight, 0.0))
+
+
+def denoising(
+  batch: Batch,
+  order: Order,
+  noise: Noise,
+  mask_id: int,
+  reach: int,
+  single: bool = False,
+  bos: str = "context",
+) -> Streams:
+  """Noisy tokens predict themselves given the clean tokens of earlier sets.
+
+  Args:
+    batch: B rows of text.
+    order: sets in any order.
+    noise: what is masked.
+    mask_id: the id of [MASK].
+    reach: of `TokenIndex`.
+    single: there is one set, so no earlier ones: the clean stream is left out.
+    bos: what happens at text position 0. "context": nothing special. As setdlms does:
+      "counted", it is counted (in training) and, where everything else is masked,
+      masked; "masked", it is masked in the same way but not counted (in evaluation).
+  """
+  counted = targets(batch)
+  masked, weight = noise
   if bos != "context":
-    masked = masked | first
-    counted = masked if bos == "counted" else counted & ~first
+    first = jnp.arange(batch.tokens.shape[-1])[None, :] == 0
+    if reach == 1:
+      masked = masked | first
+      weight = jnp.where(first, float(bos == "counted"), weight)
+    counted = counted | first if bos == "counted" else counted & ~first
   noisy = jnp.where(masked, mask_id, batch.tokens)
   target = _by_slot(batch.tokens, order)
+  valid = _by_slot(batch.valid, order)
+  noisy = _by_slot(noisy, order)
+  if single:
+    tokens, index = noisy, noisy_stream(order, valid, reach)
+  else:
+    tokens = jnp.concatenate([target, noisy], axis=-1)
+    index = two_streams(order, valid, reach)
   return Streams(
-    jnp.concatenate([target, _by_slot(noisy, order)], axis=-1),
-    two_streams(order, _by_slot(batch.valid, order), reach=1),
-    target,
-    _by_slot(counted, order).astype(jnp.float32),
+    tokens, index, target, _by_slot(weight, order), _by_slot(counted, order)
   )

@@ -69,6 +69,11 @@ def clean_stream(order: Order, valid: Bool[Array, "B L"], reach: int) -> TokenIn
   return TokenIndex(order.position, order.rank, valid, order.rank.shape[-1], reach)
 
 
+def noisy_stream(order: Order, valid: Bool[Array, "B L"], reach: int) -> TokenIndex:
+  """One stream of noisy tokens; `valid` is by memory slot."""
+  return TokenIndex(order.position, order.rank, valid, 0, reach)
+
+
 def two_streams(order: Order, valid: Bool[Array, "B L"], reach: int) -> TokenIndex:
   """L clean slots, then L noisy slots in the same order; `valid` is by memory slot."""
   twice = [jnp.concatenate([x, x], axis=-1) for x in (*order, valid)]

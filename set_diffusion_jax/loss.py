@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 # Logits of one piece, in elements: 256 MiB of float32.
 PIECE_ELEMENTS = 2**26
@@ -71,20 +71,31 @@ def slot_nats(
 
 
 def loss_terms(
-  nats: Float[Array, "B R"], weight: Float[Array, "B R"], denominator: str
+  nats: Float[Array, "B R"],
+  weight: Float[Array, "B R"],
+  counted: Bool[Array, "B R"],
+  denominator: str,
 ) -> LossTerms:
   """Sums of a loss.
 
   Args:
     nats: of each target.
-    weight: of each target, 0 where it is not counted.
-    denominator: "tokens", every counted target weighs the same; "sequences", the mean
-      over rows of each row's own mean (0 for a row without targets), as setdlms does.
+    weight: of each target, 0 where it is not read.
+    counted: which targets are tokens of the text.
+    denominator: "tokens", the counted ones, or "masked", those with a weight;
+      "sequences" and "masked_sequences", the mean over rows of each row's own mean over
+      these (0 for a row without any), as setdlms averages.
   """
-  # Not nats * weight: what is not counted may be infinite.
-  rows = jnp.where(weight > 0, nats * weight, 0.0).sum(-1)
-  counted = weight.sum(-1)
-  if denominator == "tokens":
-    return LossTerms(rows.sum(), counted.sum())
-  means = rows / jnp.maximum(counted, 1)
+  rows = weighted(nats, weight).sum(-1)
+  tokens = (weight > 0 if "masked" in denominator else counted).sum(-1)
+  if denominator in ("tokens", "masked"):
+    return LossTerms(rows.sum(), tokens.sum().astype(jnp.float32))
+  means = rows / jnp.maximum(tokens, 1)
   return LossTerms(means.sum(), jnp.float32(nats.shape[0]))
+
+
+def weighted(
+  nats: Float[Array, "*B R"], weight: Float[Array, "*B R"]
+) -> Float[Array, "*B R"]:
+  """Nats times weight; 0 without a weight, also where nats are infinite."""
+  return jnp.where(weight > 0, nats * weight, 0.0)

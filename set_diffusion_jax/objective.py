@@ -3,15 +3,18 @@
 import dataclasses
 import functools
 
+import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from set_diffusion_jax import corrupt
 from set_diffusion_jax.config import Config
-from set_diffusion_jax.corrupt import Batch, Streams
+from set_diffusion_jax.corrupt import Batch, Noise, Streams
 from set_diffusion_jax.loss import slot_nats
 from set_diffusion_jax.model import Network
-from set_diffusion_jax.order import Order, draw_order, groups
+from set_diffusion_jax.order import Order, draw_order, groups, set_reach
 from set_diffusion_jax.rng import split_rows
+from set_diffusion_jax.schedules import MaskSchedule
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +39,19 @@ class Objective:
     return self.config.method.name == "ar"
 
   @property
+  def one_at_a_time(self) -> bool:
+    """Whether every set is a single position: one order gives an exact log p."""
+    return self.config.method.name in ("ar", "any_order", "set")
+
+  @property
+  def has_levels(self) -> bool:
+    """Whether sets are partly masked, at noise levels that are drawn."""
+    method = self.config.method
+    return method.name in ("masked", "block") or (
+      method.name == "general" and method.noise == "level"
+    )
+
+  @property
   def suppressed(self) -> int | None:
     """The id that gets probability zero: [MASK], except in one-stream AR."""
     return None if self.one_stream else self.mask_id
@@ -48,15 +64,68 @@ class Objective:
     group = groups(batch.valid, batch.context, last)
     return draw_order(self.config.method, self.config.data.length, keys, group)
 
-  def streams(self, batch: Batch, order: Order, train: bool) -> Streams:
-    """What the model reads under an order, and what it is to predict."""
+  def draw_noise(
+    self,
+    batch: Batch,
+    order: Order,
+    keys: Key[Array, " B"],
+    shared: Key[Array, " B"],
+    draw: int | Array = 0,
+    draws: int = 1,
+    train: bool = True,
+  ) -> Noise:
+    """What is masked, from noise levels that are stratified within each row.
+
+    The levels of a row's sets in all its draws fall into as many equal strata, one
+    into each; which one is a random permutation. So a row's noise depends on no other
+    row.
+
+    Args:
+      batch: B rows of text.
+      order: its ranks say which positions share a level.
+      keys: one a row, of this draw.
+      shared: one a row, the same for all draws of the row.
+      draw: which of the draws this is.
+      draws: how many there are.
+      train: levels from [corruption.t_min, t_max] with loss.weighting; otherwise from
+        [0, 1] with the NELBO weight.
+    """
+    if not self.has_levels:
+      return corrupt.full_noise(batch)
+    corruption, length = self.config.corruption, batch.tokens.shape[-1]
+    sets = {"masked": 1, "block": -(-length // self.config.method.block_size)}
+    sets = sets.get(self.config.method.name, length)
+
+    def levels(key, shared):
+      strata = jax.random.permutation(shared, sets * draws).reshape(draws, sets)
+      return (strata[draw] + jax.random.uniform(key, (sets,))) / (sets * draws)
+
+    level_keys, mask_keys = split_rows(keys)
+    t = jax.vmap(levels)(level_keys, shared)
+    if train:
+      t = corruption.t_min + (corruption.t_max - corruption.t_min) * t
+    rank = jnp.take_along_axis(
+      order.rank, jnp.argsort(order.position, axis=-1), axis=-1
+    )
+    t = jnp.take_along_axis(t, rank, axis=-1)
+    uniform = jax.vmap(lambda key: jax.random.uniform(key, (length,)))(mask_keys)
+    weighting = self.config.loss.weighting if train else "nelbo"
+    return corrupt.level_noise(
+      batch, MaskSchedule(corruption.schedule), t, uniform, weighting
+    )
+
+  def streams(self, batch: Batch, order: Order, noise: Noise, train: bool) -> Streams:
+    """What the model reads under an order and a noise, and what it is to predict."""
     published = self.config.compat == "setdlms"
     if self.one_stream:
       return corrupt.one_stream(batch, order, published)
     bos = "context"
     if published and self.config.data.bos:
       bos = "counted" if train else "masked"
-    return corrupt.masked_sets(batch, order, self.mask_id, bos)
+    method = self.config.method
+    reach = set_reach(method, batch.tokens.shape[-1])
+    single = method.name == "masked"
+    return corrupt.denoising(batch, order, noise, self.mask_id, reach, single, bos)
 
   def nats(
     self, params, streams: Streams, dropout_keys: Key[Array, " B"] | None = None
@@ -75,14 +144,28 @@ class Objective:
     )
 
   def training_nats(self, params, batch: Batch, keys: Key[Array, " B"]):
-    """Draws an order a row; returns (nats, weight), each [B, R], with dropout."""
-    order_keys, dropout_keys = split_rows(keys)
-    streams = self.streams(batch, self.draw_order(batch, order_keys, True), True)
+    """Draws order, noise and dropout; returns (nats [B, R], their streams)."""
+    draw_keys, dropout_keys = split_rows(keys)
+    order_keys, noise_keys = split_rows(draw_keys)
+    order = self.draw_order(batch, order_keys, True)
+    noise = self.draw_noise(batch, order, *split_rows(noise_keys))
+    streams = self.streams(batch, order, noise, True)
     if self.config.model.dropout == 0:
       dropout_keys = None
-    return self.nats(params, streams, dropout_keys), streams.weight
+    return self.nats(params, streams, dropout_keys), streams
 
-  def evaluation_nats(self, params, batch: Batch, keys: Key[Array, " B"]):
-    """Draws an order a row; returns (nats, weight, target), each [B, R]."""
-    streams = self.streams(batch, self.draw_order(batch, keys, False), False)
-    return self.nats(params, streams), streams.weight, streams.target
+  def evaluation_nats(
+    self,
+    params,
+    batch: Batch,
+    keys: Key[Array, " B"],
+    shared: Key[Array, " B"],
+    draw: int | Array,
+    draws: int,
+  ):
+    """One of the `draws` of a row; returns (nats [B, R], their streams)."""
+    order_keys, noise_keys = split_rows(keys)
+    order = self.draw_order(batch, order_keys, False)
+    noise = self.draw_noise(batch, order, noise_keys, shared, draw, draws, False)
+    streams = self.streams(batch, order, noise, False)
+    return self.nats(params, streams), streams

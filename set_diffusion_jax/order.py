@@ -66,22 +66,66 @@ def left_to_right(batch: int, length: int) -> Order:
   return singletons(jnp.broadcast_to(row, (batch, length)))
 
 
+def one_set(batch: int, length: int) -> Order:
+  """Masked diffusion: all positions in one set."""
+  order = left_to_right(batch, length)
+  return Order(order.position, jnp.zeros_like(order.rank))
+
+
+def blocks(batch: int, length: int, block_size: int) -> Order:
+  """Block diffusion: runs of `block_size` positions, from left to right."""
+  order = left_to_right(batch, length)
+  return Order(order.position, order.position // block_size)
+
+
+def _by_reveal_time(
+  schedule: PositionOffset, keys: Key[Array, " B"], group: Int[Array, "B L"]
+) -> tuple[Int[Array, "B L"], Float[Array, "B L"]]:
+  """The order of reveal times, and the reveal time of each memory slot.
+
+  Context and padding keep the order of the text.
+  """
+  draws = jax.vmap(lambda key: jax.random.exponential(key, (schedule.length,)))(keys)
+  times = schedule.reveal_time(draws)[:, : group.shape[-1]]
+  fixed = (group == CONTEXT) | (group == PADDING)
+  position = generation_order(jnp.where(fixed, 0.0, times), group)
+  return position, jnp.take_along_axis(times, position, axis=-1)
+
+
 def sliding_window(
   schedule: PositionOffset, keys: Key[Array, " B"], group: Int[Array, "B L"]
 ) -> Order:
   """One position at a time in the order of reveal times (METHOD section 2).
-
-  Context and padding, the first and the last group, keep the order of the text.
 
   Args:
     schedule: its length is at least L; the first L offsets are used.
     keys: one key a row.
     group: of `groups`.
   """
-  draws = jax.vmap(lambda key: jax.random.exponential(key, (schedule.length,)))(keys)
-  times = schedule.reveal_time(draws)[:, : group.shape[-1]]
-  fixed = (group == CONTEXT) | (group == PADDING)
-  return singletons(generation_order(jnp.where(fixed, 0.0, times), group))
+  return singletons(_by_reveal_time(schedule, keys, group)[0])
+
+
+def grid_sets(
+  schedule: PositionOffset, grid: int, keys: Key[Array, " B"], group: Int[Array, "B L"]
+) -> Order:
+  """Positions whose reveal times round to the same of grid + 1 values form a set.
+
+  Context and padding stay singletons, and no set crosses the border of a group.
+
+  Args:
+    schedule: its length is at least L; the first L offsets are used.
+    grid: intervals of [0, 1].
+    keys: one key a row.
+    group: of `groups`.
+  """
+  position, times = _by_reveal_time(schedule, keys, group)
+  value = jnp.round(times * grid)
+  part = jnp.take_along_axis(group, position, axis=-1)
+  fixed = (part == CONTEXT) | (part == PADDING)
+  differs = lambda x: x != jnp.roll(x, 1, axis=-1)
+  starts = fixed | differs(part) | differs(value)
+  rank = jnp.cumsum(starts.at[:, 0].set(False), axis=-1).astype(jnp.int32)
+  return Order(position, rank)
 
 
 def draw_order(
@@ -100,11 +144,27 @@ def draw_order(
   """
   if method.name == "ar":
     return left_to_right(*group.shape)
-  return sliding_window(position_offset(method, length), keys, group)
+  if method.name == "masked":
+    return one_set(*group.shape)
+  if method.name == "block":
+    return blocks(*group.shape, method.block_size)
+  schedule = position_offset(method, length)
+  if method.name == "general":
+    return grid_sets(schedule, method.grid, keys, group)
+  return sliding_window(schedule, keys, group)
+
+
+def set_reach(method: MethodConfig, length: int) -> int:
+  """The aligned run of memory slots that each set lies within (`TokenIndex.reach`)."""
+  if method.name in ("masked", "general"):
+    return length
+  return method.block_size if method.name == "block" else 1
 
 
 def position_offset(method: MethodConfig, length: int) -> PositionOffset:
-  """The position-offset schedule of a `set` method at a training length."""
+  """The schedule that orders come from; any_order is its widest window, w = 1."""
+  if method.name == "any_order":
+    return PositionOffset(length, 1.0, 1.0)
   return PositionOffset.from_sizes(
     length, method.max_set_size, method.prediction_budget
   )

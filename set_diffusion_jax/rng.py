@@ -7,6 +7,9 @@ import jax.numpy as jnp
 # same seed stay independent.
 TRAIN, EVALUATE, DECODE, INIT = range(4)
 
+# The coordinate of what all draws of a row share; draws themselves count from 0.
+SHARED_DRAW = 2**31 - 1
+
 
 def stream_key(seed: int, stream: int) -> jax.Array:
   """The root key of one of the streams above."""

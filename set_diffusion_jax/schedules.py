@@ -7,20 +7,51 @@ compute in the precision of their arguments: float32 at run time, float64 under 
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+# Of the log-linear schedule: alpha(1) = 1e-3, as in MDLM.
+LOG_LINEAR_EPSILON = 1e-3
+
+# Name -> 1 - alpha(t), the probability that a token is masked at noise level t.
+_MASKED = {
+  "linear": lambda t: t,
+  "cosine": lambda t: 1 - jnp.cos(jnp.pi / 2 * t),
+  "square": lambda t: t**2,
+  "square_root": lambda t: jnp.sqrt(t),
+  "log": lambda t: jnp.log1p(t) / jnp.log(2.0).astype(t.dtype),
+  "log_linear": lambda t: (1 - LOG_LINEAR_EPSILON) * t,
+}
+
 
 @dataclasses.dataclass(frozen=True)
-class Linear:
-  """alpha(t) = 1 - t for every position (masked and block diffusion)."""
+class MaskSchedule:
+  """alpha(t) that is the same at every position (masked and block diffusion).
+
+  Attributes:
+    name: one of MASK_SCHEDULES of config.py. With m = 1 - alpha: linear, m = t; cosine,
+      m = 1 - cos(pi t / 2); square, m = t^2; square_root, m = sqrt(t); log,
+      m = log2(1 + t); log_linear, m = (1 - 1e-3) t.
+  """
+
+  name: str = "linear"
+
+  def __post_init__(self):
+    if self.name not in _MASKED:
+      raise ValueError(f"schedule {self.name!r}: must be one of {', '.join(_MASKED)}")
 
   def alpha(self, t: Float[Array, "..."]) -> Float[Array, "..."]:
-    return 1 - t
+    """The probability that a token is clean at noise level t."""
+    return 1 - _MASKED[self.name](t)
 
   def alpha_prime(self, t: Float[Array, "..."]) -> Float[Array, "..."]:
     """The derivative by t."""
-    return -jnp.ones_like(t)
+    return -jax.jvp(_MASKED[self.name], (t,), (jnp.ones_like(t),))[1]
+
+  def weight(self, t: Float[Array, "..."]) -> Float[Array, "..."]:
+    """The NELBO weight -alpha'(t) / (1 - alpha(t)) of a token masked at t > 0."""
+    return -self.alpha_prime(t) / (1 - self.alpha(t))
 
   def first_hitting_times(self, u: Float[Array, "*B L"]) -> Float[Array, "*B L"]:
     """The noise levels at which L masked tokens are revealed one after another.

@@ -17,6 +17,9 @@ BATCH = PartitionSpec(("data", "fsdp"))
 RULES = (
   (r"embedding", ("tensor", "fsdp")),
   (r"blocks/qkv/kernel", (None, "fsdp", None, "tensor", None)),
+  (r"blocks/[qkv]/kernel", (None, "fsdp", "tensor", None)),
+  (r"blocks/[qk]_norm/scale", (None, None)),
+  (r"blocks/gate/kernel", (None, "fsdp", "tensor")),
   (r"blocks/out/kernel", (None, "tensor", None, "fsdp")),
   (r"blocks/up/kernel", (None, "fsdp", "tensor")),
   (r"blocks/up/bias", (None, "tensor")),

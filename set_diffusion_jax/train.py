@@ -48,9 +48,11 @@ def train_step(
 
   def terms(params, micro):
     batch, keys = micro
-    nats, weight = objective.training_nats(params, batch, keys)
-    numerator, denominator = loss_terms(nats, weight, config.loss.denominator)
-    return numerator, (denominator, weight.sum())
+    nats, streams = objective.training_nats(params, batch, keys)
+    numerator, denominator = loss_terms(
+      nats, streams.weight, streams.counted, config.loss.denominator
+    )
+    return numerator, (denominator, streams.counted.sum().astype(jnp.float32))
 
   gradient = jax.value_and_grad(terms, has_aux=True)
 

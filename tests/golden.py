@@ -36,25 +36,36 @@ class Golden:
       if key.startswith(prefix)
     }
 
-  def config(self, **method) -> Config:
+  def config(self, **groups) -> Config:
     s = self.settings
-    return Config.from_dict(
+    q = s.get("qwen3_config")
+    model = (
       {
-        "model": {
-          "layers": s["num_layers"],
-          "width": s["hidden_size"],
-          "heads": s["n_heads"],
-          "ffn": s["mlp_ratio"] * s["hidden_size"],
-          "adaln": s["adaln"],
-          "condition_width": s["cond_dim"],
-          "rotary_base": s["rope_base"],
-        },
-        "method": method,
-        "loss": {"denominator": "sequences"},
-        "data": {"length": s["length"], "bos": bool(s["keep_clean_bos"])},
-        "compat": "setdlms",
+        "layers": s["num_layers"],
+        "width": s["hidden_size"],
+        "heads": s["n_heads"],
+        "ffn": s["mlp_ratio"] * s["hidden_size"],
+        "adaln": s["adaln"],
+        "condition_width": s["cond_dim"],
+        "rotary_base": s["rope_base"],
+      }
+      if q is None
+      else {
+        "backbone": "qwen3",
+        "layers": q["num_hidden_layers"],
+        "width": q["hidden_size"],
+        "heads": q["num_attention_heads"],
+        "kv_heads": q["num_key_value_heads"],
+        "head_size": q["head_dim"],
+        "ffn": q["intermediate_size"],
+        "rotary_base": q["rope_theta"],
+        "norm_epsilon": q["rms_norm_eps"],
+        "tied": q["tie_word_embeddings"],
       }
     )
+    data = {"length": s["length"], "bos": bool(s["keep_clean_bos"])}
+    settings = {"model": model, "data": data, "compat": "setdlms", **groups}
+    return Config.from_dict(settings)
 
   def batch(self, case: dict[str, np.ndarray], context: np.ndarray | None) -> Batch:
     """The inputs of a case; with keep_clean_bos, position 0 is context as well."""
@@ -66,7 +77,10 @@ class Golden:
     return Batch(*map(jnp.asarray, (tokens, case["attention_mask"] == 1, given, rows)))
 
   def params(self) -> dict:
-    """The weights in the layout of set_diffusion_jax.model.dit."""
+    """The weights in the layout of set_diffusion_jax.model."""
+    return self._dit() if "n_heads" in self.settings else self._qwen3()
+
+  def _dit(self) -> dict:
     s, t = self.settings, self.tensors
     width, heads = s["hidden_size"], s["n_heads"]
     size = width // heads
@@ -105,6 +119,35 @@ class Golden:
         "up": linear("backbone.sigma_map.mlp.0", s["cond_dim"]),
         "down": linear("backbone.sigma_map.mlp.2", s["cond_dim"]),
       }
+    return tree
+
+  def _qwen3(self) -> dict:
+    q = self.settings["qwen3_config"]
+    t = {k.removeprefix("backbone.model."): v for k, v in self.tensors.items()}
+    width, size = q["hidden_size"], q["head_dim"]
+
+    def block(i):
+      base = f"model.layers.{i}"
+      linear = lambda name: t[f"{base}.{name}_proj.weight"].T
+      heads = lambda name: {"kernel": linear(name).reshape(width, -1, size)}
+      scale = lambda name: {"scale": t[f"{base}.{name}.weight"]}
+      return {
+        "norm_attention": scale("input_layernorm"),
+        "norm_mlp": scale("post_attention_layernorm"),
+        **{name: heads(f"self_attn.{name}") for name in "qkv"},
+        "q_norm": scale("self_attn.q_norm"),
+        "k_norm": scale("self_attn.k_norm"),
+        "out": {"kernel": linear("self_attn.o").reshape(-1, size, width)},
+        **{name: {"kernel": linear(f"mlp.{name}")} for name in ("gate", "up", "down")},
+      }
+
+    tree = {
+      "embedding": t["model.embed_tokens.weight"],
+      "blocks": _stack([block(i) for i in range(q["num_hidden_layers"])]),
+      "norm": {"scale": t["model.norm.weight"]},
+    }
+    if not q["tie_word_embeddings"]:
+      tree["head"] = {"kernel": t["lm_head.weight"].T}
     return tree
 
 

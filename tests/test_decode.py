@@ -52,7 +52,7 @@ def looked_at(decoder, params, state):
 def from_scratch(obj, params, tokens, position):
   """Logits of every target of one text under one order, without a cache."""
   batch = tiny.batch(rows=1, length=LENGTH)._replace(tokens=tokens[None])
-  streams = obj.streams(batch, singletons(position[None]), False)
+  streams = tiny.streams(obj, batch, singletons(position[None]), False)
   h, _ = obj.network.hidden(params, streams.tokens, streams.index)
   return obj.network.unembed(params, h[:, -LENGTH:])[0]
 
@@ -145,7 +145,7 @@ def test_samples_follow_the_model(name):
     batch = tiny.batch(rows=25, length=length, vocab_size=6)
     batch = batch._replace(tokens=jnp.asarray(texts, jnp.int32))
     order = singletons(jnp.asarray([position] * 25, jnp.int32))
-    streams = obj.streams(batch, order, False)
+    streams = tiny.streams(obj, batch, order, False)
     nats = obj.nats(params, streams)
     if method == "ar":  # [MASK] is suppressed when sampling
       h, _ = obj.network.hidden(params, streams.tokens, streams.index)

@@ -202,8 +202,8 @@ def test_step_is_the_gradient_of_the_mean(tmp_path):
   )(jnp.asarray(batch.row))
 
   def mean(params):
-    nats, weight = run.objective.training_nats(params, batch, keys)
-    return (nats * weight).sum() / weight.sum()
+    nats, streams = run.objective.training_nats(params, batch, keys)
+    return (nats * streams.weight).sum() / streams.counted.sum()
 
   loss, gradient = jax.value_and_grad(mean)(start.params)
   after, metrics = module.train_step(

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from set_diffusion_jax import corrupt
 from set_diffusion_jax.config import Config, default_config
 from set_diffusion_jax.corrupt import Batch
 from set_diffusion_jax.model import build_network
@@ -79,12 +80,17 @@ def batch(rows=3, length=16, vocab_size=12, seed=0, bos=False) -> Batch:
   return Batch(*map(jnp.asarray, (tokens, valid, context, np.arange(rows))))
 
 
+def streams(obj, batch, order, train=True):
+  """Of methods whose sets are fully masked."""
+  return obj.streams(batch, order, corrupt.full_noise(batch), train)
+
+
 nats = jax.jit(
   lambda obj, params, streams, keys=None: obj.nats(params, streams, keys),
   static_argnums=0,
 )
 training_nats = jax.jit(
-  lambda obj, params, batch, keys: obj.training_nats(params, batch, keys),
+  lambda obj, params, batch, keys: obj.training_nats(params, batch, keys)[0],
   static_argnums=0,
 )
 

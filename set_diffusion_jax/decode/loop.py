@@ -40,7 +40,7 @@ class DecodeState:
     next_rank: [B], the rank that comes next.
     fresh: [B, F], positions committed but not in the cache; S where a slot is unused.
     cached: [B, S], which positions the cache holds.
-    k, v: [N, B, H, S, Dh], the cache.
+    k, v: [N, B, G, S, Dh], the cache, of G heads of keys and values.
     turn: [B, S], each position's place in the drawn order.
     key: [B], of the row's own draws.
     steps: [B], forward passes taken while the row was unfinished.
@@ -52,8 +52,8 @@ class DecodeState:
   next_rank: Int[Array, " B"]
   fresh: Int[Array, "B F"]
   cached: Bool[Array, "B S"]
-  k: Float[Array, "N B H S Dh"]
-  v: Float[Array, "N B H S Dh"]
+  k: Float[Array, "N B G S Dh"]
+  v: Float[Array, "N B G S Dh"]
   turn: Int[Array, "B S"]
   key: Key[Array, " B"]
   steps: Int[Array, " B"]
@@ -100,7 +100,7 @@ class Decoder:
     row = jnp.arange(rows)
     batch = Batch(prompt, jnp.ones_like(given), given, row)
     order = self.objective.draw_order(batch, order_key, False)
-    shape = (config.layers, rows, config.heads, length, config.width // config.heads)
+    shape = (config.layers, rows, config.key_heads, length, config.head_width)
     empty = jnp.zeros(shape, config.dtype)
     unused = jnp.full((rows, self.decode.tokens_per_step), length)
     positions = jnp.broadcast_to(jnp.arange(length), prompt.shape)

@@ -13,8 +13,9 @@ from jax.sharding import Mesh
 from set_diffusion_jax import data, sharding
 from set_diffusion_jax.config import EvaluateConfig
 from set_diffusion_jax.corrupt import Batch
+from set_diffusion_jax.loss import weighted
 from set_diffusion_jax.objective import Objective
-from set_diffusion_jax.rng import EVALUATE, row_keys, stream_key
+from set_diffusion_jax.rng import EVALUATE, SHARED_DRAW, row_keys, stream_key
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,14 +131,16 @@ def _row_sums(
 ):
   """Nats (mean over draws), counted tokens and their bytes of each row."""
   root = stream_key(config.seed, EVALUATE)
+  shared = row_keys(root, SHARED_DRAW, batch.row)
 
   def draw(total, number):
     keys = row_keys(root, number, batch.row)
-    nats, weight, target = objective.evaluation_nats(params, batch, keys)
-    counted = weight > 0
-    nats = jnp.where(counted, nats * weight, 0.0).sum(-1)
-    sizes = jnp.where(counted, lengths[target], 0).sum(-1)
-    return total + nats, (counted.sum(-1), sizes)
+    nats, streams = objective.evaluation_nats(
+      params, batch, keys, shared, number, config.draws
+    )
+    sizes = jnp.where(streams.counted, lengths[streams.target], 0).sum(-1)
+    rows = weighted(nats, streams.weight).sum(-1)
+    return total + rows, (streams.counted.sum(-1), sizes)
 
   start = jnp.zeros(batch.row.shape)
   draws = jnp.arange(config.draws)

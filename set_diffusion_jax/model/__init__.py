@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from set_diffusion_jax.config import ModelConfig
 from set_diffusion_jax.index import clean_stream
 from set_diffusion_jax.model.attention import Cache
-from set_diffusion_jax.model.dit import DiT
+from set_diffusion_jax.model.transformer import Transformer
 from set_diffusion_jax.order import left_to_right
 
 __all__ = ["Cache", "Network", "build_network"]
@@ -29,16 +29,16 @@ class Network:
     return self.module.init(key, tokens, index)["params"]
 
   def hidden(self, params, tokens, index, cache=None, dropout_keys=None):
-    """See `DiT.hidden`."""
+    """See `Transformer.hidden`."""
     return self.module.apply(
       {"params": params}, tokens, index, cache, dropout_keys, method="hidden"
     )
 
   def unembed(self, params, h):
-    """See `DiT.unembed`."""
+    """See `Transformer.unembed`."""
     return self.module.apply({"params": params}, h, method="unembed")
 
 
 def build_network(config: ModelConfig, vocab_size: int) -> Network:
   """The transformer that a configuration asks for."""
-  return Network(DiT(config, vocab_size), vocab_size)
+  return Network(Transformer(config, vocab_size), vocab_size)

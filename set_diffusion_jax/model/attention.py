@@ -26,41 +26,53 @@ class Cache:
   """Keys and values of clean tokens, in any memory order.
 
   Attributes:
-    k: [N, B, H, K, Dh] of all layers, rotated; one layer's part has no N.
+    k: [N, B, G, K, Dh] of all layers, rotated.
     v: the same shape.
     index: of the K slots, all clean; `valid` says which hold a token.
   """
 
-  k: Float[Array, "*N B H K Dh"]
-  v: Float[Array, "*N B H K Dh"]
+  k: Float[Array, "N B G K Dh"]
+  v: Float[Array, "N B G K Dh"]
   index: TokenIndex
+
+
+class Shared(NamedTuple):
+  """What all layers are given alike: the index, rotary angles, adaLN's condition."""
+
+  index: TokenIndex
+  angles: Float[Array, "B 1 T half"]
+  cache_index: TokenIndex | None
+  condition: Float[Array, " C"] | None
 
 
 def attention(
   q: Float[Array, "B H T Dh"],
-  k: Float[Array, "B H T Dh"],
-  v: Float[Array, "B H T Dh"],
-  index: TokenIndex,
-  cache: Cache | None,
+  k: Float[Array, "B G T Dh"],
+  v: Float[Array, "B G T Dh"],
+  shared: Shared,
+  cached: tuple[Array, Array] | None,
 ) -> Float[Array, "B H T Dh"]:
   """The mixture softmax(q k^T / sqrt(Dh)) v under `attends`, softmax in float32.
 
   Args:
     q: queries of the T slots, rotated.
-    k: their keys, rotated.
+    k: their keys, rotated; each of the G heads serves H / G heads of queries.
     v: their values.
-    index: of the T slots. Without a cache they are in generation order.
-    cache: one layer's earlier clean tokens, seen besides the T slots.
+    shared: `index` of the T slots; without a cache they are in generation order.
+    cached: keys and values [B, G, K, Dh] of earlier clean tokens, seen as well.
   """
   q = q * q.shape[-1] ** -0.5
-  if cache is None:
+  spread = lambda x: jnp.repeat(x.astype(q.dtype), q.shape[1] // x.shape[1], axis=1)
+  k, v, index = spread(k), spread(v), shared.index
+  if cached is None:
     return _interval_attention(q, k, v, index, key_intervals(index))
   # Few queries against a cache in any order: the predicate itself.
+  old_k, old_v = map(spread, cached)
   scores = [
-    _scores(q, cache.k.astype(q.dtype), attends(index, cache.index)),
+    _scores(q, old_k, attends(index, shared.cache_index)),
     _scores(q, k, attends(index, index)),
   ]
-  return _mix(scores, [cache.v.astype(q.dtype), v], q.dtype)[0]
+  return _mix(scores, [old_v, v], q.dtype)[0]
 
 
 def _scores(q, k, seen: Bool[Array, "B P K"]) -> Float[Array, "B H P K"]:

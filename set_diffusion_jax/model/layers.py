@@ -61,7 +61,7 @@ def _normal(scale: float, fan_in_axes: int):
 class LayerNorm(nn.Module):
   """(x - mean) / std over the last axis times a scale, no bias, in float32."""
 
-  epsilon: float = 1e-5
+  epsilon: float
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
@@ -93,6 +93,19 @@ def _gelu_backward(x, d_y):
 
 
 gelu.defvjp(lambda x: (gelu(x), x), _gelu_backward)
+
+
+class RMSNorm(nn.Module):
+  """The map x / sqrt(mean(x^2)) over the last axis times a scale, in float32."""
+
+  epsilon: float
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+    y = x.astype(jnp.float32)
+    y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + self.epsilon)
+    return (y * trailing(scale, y)).astype(x.dtype)
 
 
 def rotary_angles(

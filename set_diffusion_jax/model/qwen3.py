@@ -1,0 +1,51 @@
+"""The Qwen3 block: RMS norms, grouped-query attention with normed heads, SwiGLU."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+from set_diffusion_jax.config import ModelConfig
+from set_diffusion_jax.model.attention import Shared, attention
+from set_diffusion_jax.model.layers import Linear, RMSNorm, dropout, rotate
+from set_diffusion_jax.rng import split_rows
+
+
+class Qwen3Block(nn.Module):
+  """Attention and MLP, each `x + f(norm(x))`; no biases."""
+
+  config: ModelConfig
+
+  @nn.compact
+  def __call__(
+    self,
+    h: Float[Array, "B T D"],
+    cached: tuple[Array, Array] | None,
+    keys: Key[Array, " B"] | None,
+    shared: Shared,
+  ):
+    """Returns h and, with cached keys and values, those of the T slots."""
+    c = self.config
+    width, size, residual = (c.width,), c.head_width, 1 / (2 * c.layers)
+    key_1, key_2 = (None, None) if keys is None else split_rows(keys)
+
+    def heads(x, count: int, name: str):
+      """[B, count, T, Dh]."""
+      return jnp.moveaxis(Linear(width, (count, size), bias=False, name=name)(x), 1, 2)
+
+    def normed(x, name: str):
+      return rotate(RMSNorm(c.norm_epsilon, name=name)(x), shared.angles)
+
+    x = RMSNorm(c.norm_epsilon, name="norm_attention")(h)
+    q = normed(heads(x, c.heads, "q"), "q_norm")
+    k = normed(heads(x, c.key_heads, "k"), "k_norm")
+    v = heads(x, c.key_heads, "v")
+    x = jnp.moveaxis(attention(q, k, v, shared, cached), 1, 2)  # [B, T, H, Dh]
+    x = Linear((c.heads, size), width, bias=False, scale=residual, name="out")(x)
+    h += dropout(x, key_1, c.dropout)
+
+    x = RMSNorm(c.norm_epsilon, name="norm_mlp")(h)
+    gate = nn.silu(Linear(width, (c.ffn,), bias=False, name="gate")(x))
+    x = gate * Linear(width, (c.ffn,), bias=False, name="up")(x)
+    x = Linear((c.ffn,), width, bias=False, scale=residual, name="down")(x)
+    h += dropout(x, key_2, c.dropout)
+    return h, None if cached is None else (k, v)

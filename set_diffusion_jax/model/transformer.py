@@ -1,0 +1,104 @@
+"""The transformer around the blocks: one module for every method and backbone.
+
+What differs between methods is in the index arrays.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key
+
+from set_diffusion_jax.config import ModelConfig
+from set_diffusion_jax.index import TokenIndex
+from set_diffusion_jax.model.attention import Cache, Shared
+from set_diffusion_jax.model.dit import Condition, DiTBlock, Modulation, modulate
+from set_diffusion_jax.model.layers import (
+  LayerNorm,
+  Linear,
+  RMSNorm,
+  precision,
+  rotary_angles,
+)
+from set_diffusion_jax.model.qwen3 import Qwen3Block
+
+
+class Transformer(nn.Module):
+  """Embedding, N scanned blocks, a norm, and an output layer.
+
+  dit: layer norm and an output layer of its own with bias, optionally modulated.
+  qwen3: RMS norm, and an output layer without bias that may be the embedding.
+  """
+
+  config: ModelConfig
+  vocab_size: int
+
+  def setup(self):
+    c = self.config
+    init = nn.initializers.normal(0.02)
+    self.embedding = self.param("embedding", init, (self.vocab_size, c.width))
+    block = {"dit": DiTBlock, "qwen3": Qwen3Block}[c.backbone]
+    if c.remat == "layer":
+      block = nn.remat(block, prevent_cse=False)
+    self.blocks = nn.scan(
+      block,
+      variable_axes={"params": 0},
+      split_rngs={"params": True},
+      in_axes=(0, 0, nn.broadcast),
+      length=c.layers,
+    )(c)
+    self.norm = (LayerNorm if c.backbone == "dit" else RMSNorm)(c.norm_epsilon)
+    if not c.tied:
+      # Zero: the first loss is log(V - 1), whatever the rest does.
+      bias = c.backbone == "dit"
+      self.head = Linear((c.width,), (self.vocab_size,), bias, scale=0.0)
+    if c.adaln:
+      self.condition = Condition(c.condition_width)
+      self.head_adaln = Modulation(2, c.width)
+
+  def hidden(
+    self,
+    tokens: Int[Array, "B T"],
+    index: TokenIndex,
+    cache: Cache | None = None,
+    dropout_keys: Key[Array, " B"] | None = None,
+  ):
+    """Hidden states of the T slots.
+
+    Args:
+      tokens: ids, in memory order.
+      index: of the T slots.
+      cache: earlier clean tokens that the T slots may see as well.
+      dropout_keys: one a row, or None for no dropout.
+
+    Returns:
+      h [B, T, D] before the final norm, and with a cache the rotated keys and the
+      values of the T slots, each [N, B, G, T, Dh]; without one, None.
+    """
+    c = self.config
+    h = self.embedding[tokens].astype(c.dtype)
+    angles = rotary_angles(index.position, c.head_width, c.rotary_base)
+    keys = None
+    if dropout_keys is not None:
+      layers = jnp.arange(c.layers)
+      fold = jax.vmap(jax.vmap(jax.random.fold_in, (0, None)), (None, 0))
+      keys = fold(dropout_keys, layers)
+    condition = self.condition() if c.adaln else None
+    cached, cache_index = None, None
+    if cache is not None:
+      cached, cache_index = (cache.k, cache.v), cache.index
+    return self.blocks(h, cached, keys, Shared(index, angles, cache_index, condition))
+
+  def unembed(self, h: Float[Array, "B P D"]) -> Float[Array, "B P V"]:
+    """Logits in the compute dtype; [MASK] is not suppressed here."""
+    shift, scale = None, None
+    if self.config.adaln:
+      shift, scale = self.head_adaln(self.condition(), h.dtype)
+    h = modulate(self.norm(h), shift, scale)
+    if not self.config.tied:
+      return self.head(h)
+    table = self.embedding.astype(h.dtype)
+    return jnp.einsum("bpd,vd->bpv", h, table, precision=precision(h.dtype))
+
+  def __call__(self, tokens: Int[Array, "B T"], index: TokenIndex):
+    """Logits of every slot; touches every parameter, so it serves to initialise."""
+    return self.unembed(self.hidden(tokens, index)[0])
