@@ -53,20 +53,21 @@ class MaskSchedule:
     """The NELBO weight -alpha'(t) / (1 - alpha(t)) of a token masked at t > 0."""
     return -self.alpha_prime(t) / (1 - self.alpha(t))
 
-  def first_hitting_times(self, u: Float[Array, "*B L"]) -> Float[Array, "*B L"]:
-    """The noise levels at which L masked tokens are revealed one after another.
 
-    The largest of n uniforms is distributed as u^(1/n), so t_i = t_(i-1) u_i^(1/n_i)
-    with n_i = L, L - 1 .. 1 tokens left.
+def first_hitting_levels(u: Float[Array, "*B L"]) -> Float[Array, "*B L"]:
+  """The noise levels at which L masked tokens are revealed one after another.
 
-    Args:
-      u: uniforms in (0, 1), in order of revealing.
+  The largest of n uniforms is distributed as u^(1/n), so t_i = t_(i-1) u_i^(1/n_i)
+  with n_i = L, L - 1 .. 1 tokens left.
 
-    Returns:
-      Descending noise levels below 1.
-    """
-    left = jnp.arange(u.shape[-1], 0, -1, dtype=u.dtype)
-    return jnp.cumprod(u ** jnp.broadcast_to(1 / left, u.shape), axis=-1)
+  Args:
+    u: uniforms in (0, 1), in order of revealing.
+
+  Returns:
+    Descending noise levels below 1.
+  """
+  left = jnp.arange(u.shape[-1], 0, -1, dtype=u.dtype)
+  return jnp.cumprod(u ** jnp.broadcast_to(1 / left, u.shape), axis=-1)
 
 
 @dataclasses.dataclass(frozen=True)

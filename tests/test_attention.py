@@ -7,15 +7,20 @@ import pytest
 
 from set_diffusion_jax.index import attends, clean_stream, two_streams
 from set_diffusion_jax.model import attention as module
-from set_diffusion_jax.model.attention import Cache, attention
+from set_diffusion_jax.model.attention import Shared, attention
 from set_diffusion_jax.model.layers import gelu
 from set_diffusion_jax.order import Order
 
 LENGTH, HEADS, SIZE = 24, 2, 8
 
 
+def shared(index, cache_index=None):
+  return Shared(index, angles=None, cache_index=cache_index, condition=None)
+
+
 def dense(q, k, v, index):
   """Every score of every pair, masked by the predicate; rows without keys give zero."""
+  k, v = (jnp.repeat(x, HEADS // x.shape[1], axis=1) for x in (k, v))
   scores = jnp.einsum("bhqd,bhkd->bhqk", q, k) / q.shape[-1] ** 0.5
   seen = attends(index, index)[:, None]
   weights = jax.nn.softmax(jnp.where(seen, scores, -jnp.inf), axis=-1)
@@ -59,13 +64,15 @@ def test_pieces_equal_dense_attention(kind, streams, piece, bands, monkeypatch):
   rng = np.random.default_rng(1)
   shape = (4, 2, HEADS, index.slots, SIZE)
   q, k, v, probe = jnp.asarray(rng.normal(size=shape), jnp.float32)
+  if kind == "blocks":  # one head of keys and values for two of queries
+    k, v = k[:, :1], v[:, :1]
   real = jnp.broadcast_to(index.valid[:, None, :, None], probe.shape)
   probe = jnp.where(real, probe, 0)  # nobody reads a padding row
 
   def total(attend):
     return lambda q, k, v: (attend(q, k, v) * probe).sum()
 
-  ours = lambda q, k, v: attention(q, k, v, index, None)
+  ours = lambda q, k, v: attention(q, k, v, shared(index), None)
   oracle = lambda q, k, v: dense(q, k, v, index)
   np.testing.assert_allclose(
     jnp.where(real, ours(q, k, v), 0), jnp.where(real, oracle(q, k, v), 0), atol=2e-6
@@ -87,9 +94,9 @@ def test_a_cache_in_any_order_equals_no_cache(kind):
   clean = jax.tree.map(lambda x: x[:, :LENGTH][:, shuffle], index)
   clean = clean.replace(clean=LENGTH)
   noisy = jax.tree.map(lambda x: x[:, LENGTH:], index).replace(clean=0)
-  cache = Cache(k[:, :, :LENGTH][:, :, shuffle], v[:, :, :LENGTH][:, :, shuffle], clean)
+  cached = k[:, :, :LENGTH][:, :, shuffle], v[:, :, :LENGTH][:, :, shuffle]
   rest = (slice(None), slice(None), slice(LENGTH, None))
-  ours = attention(q[rest], k[rest], v[rest], noisy, cache)
+  ours = attention(q[rest], k[rest], v[rest], shared(noisy, clean), cached)
   real = np.broadcast_to(np.asarray(noisy.valid)[:, None, :, None], ours.shape)
   np.testing.assert_allclose(
     np.where(real, ours, 0), np.where(real, expected, 0), atol=2e-6
@@ -103,7 +110,7 @@ def test_memory_is_linear_in_length():
     slot = jnp.arange(length, dtype=jnp.int32)[None]
     index = two_streams(Order(slot, slot), jnp.ones((1, length), bool), reach=1)
     x = jnp.zeros((1, 1, 2 * length, 8))
-    loss = lambda q, k, v: attention(q, k, v, index, None).sum()
+    loss = lambda q, k, v: attention(q, k, v, shared(index), None).sum()
     compiled = jax.jit(jax.grad(loss, (0, 1, 2))).lower(x, x, x).compile()
     return compiled.memory_analysis().temp_size_in_bytes
 

@@ -59,7 +59,7 @@ def fails(capsys, arguments, *words):
     ),
     ("--config.model.width=banana", ["banana"]),
     ("--config.model.width=15", ["model.width = 15", "heads=2"]),
-    ("--config.method.name=gan", ["method.name", "gan", "ar, set"]),
+    ("--config.method.name=gan", ["method.name", "gan", "ar, any_order, set"]),
     ("--config.train.batch_size=6", ["train.batch_size = 6", "multiple of 4"]),
     ("--config.mesh.data=3", ["mesh", "4 devices"]),
     ("--config.data.train_path=/nowhere/*.txt", ["data.train_path", "no such file"]),

@@ -10,7 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from set_diffusion_jax.order import CONTEXT, PADDING, TARGET, generation_order
-from set_diffusion_jax.schedules import Linear, PositionOffset
+from set_diffusion_jax.schedules import (
+  MaskSchedule,
+  PositionOffset,
+  first_hitting_levels,
+)
 from tests.golden import ROOT
 
 CONFIGS = json.loads((ROOT / "noise" / "configs.json").read_text())
@@ -133,7 +137,7 @@ def test_published_permutations(name, kind, x64):
 @pytest.mark.parametrize("name", LINEAR)
 def test_published_linear(name):
   z = np.load(ROOT / "noise" / f"{name}.npz")
-  schedule = Linear()
+  schedule = MaskSchedule()
   if "alpha_t_1d" in z:
     alpha = schedule.alpha(jnp.asarray(z["t"]))
     np.testing.assert_allclose(alpha, z["alpha_t_1d"], atol=1e-6)
@@ -143,7 +147,7 @@ def test_published_linear(name):
     grid = np.broadcast_to(z["t"][:, None], z["alpha_t"].shape)
     alpha = schedule.alpha(jnp.asarray(grid))
     np.testing.assert_allclose(alpha, z["alpha_t"], atol=1e-6)
-  ours = schedule.first_hitting_times(jnp.asarray(z["fht_u"]))
+  ours = first_hitting_levels(jnp.asarray(z["fht_u"]))
   np.testing.assert_allclose(ours, z["fht_T"][:, -ours.shape[1] :], atol=1e-5)
   for key in (key for key in z if key.startswith("perm_blk") and key.endswith("_u")):
     draws = z[key]
