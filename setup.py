@@ -27,6 +27,7 @@ setup(
       "pytest>=9",
       "hypothesis>=6",
       "beartype>=0.20",
+      "matplotlib>=3.9",
       "safetensors>=0.5",
       "ruff==0.17.5",
     ],

@@ -14,7 +14,7 @@ from set_diffusion_jax.config import Config, DecodeConfig, MeshConfig
 from set_diffusion_jax.corrupt import Batch, full_noise
 from set_diffusion_jax.decode import Decoder, decode
 from set_diffusion_jax.errors import UserError
-from set_diffusion_jax.evaluate import Evaluator
+from set_diffusion_jax.evaluate import Evaluator, mixture_nats
 from set_diffusion_jax.loss import weighted
 from set_diffusion_jax.model import build_network
 from set_diffusion_jax.objective import Objective
@@ -72,8 +72,26 @@ class Model:
 
   def nelbo(self, tokens: np.ndarray, draws: int = 1, seed: int = 0) -> np.ndarray:
     """The bound of -log p(tokens), the mean over `draws` orders: float32 [B]."""
-    batch = self._batch(tokens)
-    root = stream_key(seed, EVALUATE)
+    return self._drawn_nats(tokens, draws, seed).mean(0)
+
+  def log_prob_bound(
+    self, tokens: np.ndarray, orders: int = 1, seed: int = 0
+  ) -> np.ndarray:
+    """A lower bound of log p(tokens) from `orders` drawn orders together: float32 [B].
+
+    The log of the mean probability; it tightens with more orders. For methods that go
+    one position at a time in a drawn order.
+    """
+    if not self.objective.has_drawn_orders:
+      name = self.config.method.name
+      raise ValueError(f"log_prob_bound: method {name} draws no orders; use nelbo")
+    return -np.asarray(mixture_nats(self._drawn_nats(tokens, orders, seed)))
+
+  def _drawn_nats(self, tokens: np.ndarray, draws: int, seed: int) -> np.ndarray:
+    """Nats of each draw and row: float32 [draws, B]."""
+    if draws < 1:
+      raise ValueError(f"draws = {draws}: must be at least 1")
+    batch, root = self._batch(tokens), stream_key(seed, EVALUATE)
     shared = row_keys(root, SHARED_DRAW, batch.row)
     totals = [
       self._evaluate(
@@ -81,7 +99,7 @@ class Model:
       )
       for draw in range(draws)
     ]
-    return np.mean(jax.device_get(totals), axis=0)
+    return np.stack(jax.device_get(totals))
 
   def log_prob(self, tokens: np.ndarray, position: np.ndarray) -> np.ndarray:
     """Exact log p(tokens | order), one token at a time: float32 [B].

@@ -19,6 +19,11 @@ from ml_collections import config_flags
 from set_diffusion_jax.config import COMMITS, WEIGHTS, Config, check_field
 from set_diffusion_jax.errors import NonFiniteError, UserError
 
+_CONFIG_HELP = (
+  "--config=FILE[:key=value,...] names the configuration (required); "
+  "--config.group.field=value changes one of its fields."
+)
+
 
 class _Parser(argparse.ArgumentParser):
   """One line instead of a usage text for a mistake."""
@@ -36,10 +41,7 @@ def _parser() -> argparse.ArgumentParser:
 
   train = verb("train", "Train, or continue, the run of a work directory.")
   train.add_argument("--workdir", required=True, type=pathlib.Path)
-  train.epilog = (
-    "--config=FILE[:key=value,...] names the configuration (required); "
-    "--config.group.field=value changes one of its fields."
-  )
+  train.epilog = _CONFIG_HELP
 
   evaluate = verb("evaluate", "Held-out likelihood of a checkpoint.")
   _checkpoint(evaluate)
@@ -58,6 +60,18 @@ def _parser() -> argparse.ArgumentParser:
   sample.add_argument("--commit", choices=COMMITS)
   sample.add_argument("--tokens-per-step", type=int)
   sample.add_argument("--window", type=int, help="candidates of a step")
+
+  inspect = verb("inspect", "Draw who sees whom for a method.")
+  inspect.add_argument("--mask", action="store_true", required=True)
+  inspect.add_argument("--length", type=int, default=16, help="positions to draw")
+  inspect.add_argument("--seed", type=int, default=0, help="of the drawn order")
+  inspect.add_argument(
+    "--methods", help="comma-separated, side by side; default: the configuration's"
+  )
+  inspect.add_argument(
+    "--output", type=pathlib.Path, help="PNG file (needs matplotlib); else: terminal"
+  )
+  inspect.epilog = _CONFIG_HELP
   return parser
 
 
@@ -156,6 +170,11 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     error = figures[f"{name}_standard_error"]
     spread = "" if math.isnan(error) else f" +- {error:.{digits}f}"
     print(f"{label:15} {figures[name]:.{digits}f}{spread}")
+  if "mixture_perplexity" in figures:
+    error = figures["mixture_perplexity_standard_error"]
+    spread = "" if math.isnan(error) else f" +- {error:.3f}"
+    value = f"{figures['mixture_perplexity']:.3f}{spread}"
+    print(f"{'mixture ppl':15} {value}  ({figures['draws']} orders together)")
   print(f"{'bound':15} {figures['bound']}")
   counted = f"{figures['tokens']:,} tokens, {figures['bytes']:,} bytes"
   print(f"{'counted':15} {counted}, {figures['sequences']:,} sequences")
@@ -180,6 +199,34 @@ def _sample(arguments: argparse.Namespace) -> None:
     print(result["text"])
 
 
+def _inspect(arguments: argparse.Namespace, config: Config) -> None:
+  from set_diffusion_jax import picture
+
+  if not 2 <= arguments.length <= config.data.length:
+    right = f"must be from 2 to data.length={config.data.length}"
+    raise UserError(f"--length={arguments.length}: {right}")
+  panels = []
+  for name in (arguments.methods or config.method.name).split(","):
+    settings = config.to_dict()
+    settings["data"]["length"] = arguments.length
+    settings["method"].update(name=name, prediction_budget=None)
+    one = Config.from_dict(settings)
+    objective = picture.objective_of(one)
+    index = picture.drawn_index(objective, arguments.length, arguments.seed)
+    panels.append((picture.title(one), index))
+  if arguments.output is None:
+    print("\n\n".join(f"{title}\n{picture.terminal(i)}" for title, i in panels))
+    return
+  if arguments.output.suffix != ".png":
+    raise UserError(f"--output={arguments.output}: must end in .png")
+  try:
+    picture.save(panels, arguments.output)
+  except OSError as error:
+    raise UserError(f"--output={arguments.output}: {error.strerror}") from None
+  except ImportError:
+    raise UserError("--output: needs matplotlib; pip install matplotlib") from None
+
+
 def quiet() -> None:
   """Keeps libraries from logging what is not for the user."""
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -194,8 +241,9 @@ def main(argv: Sequence[str] | None = None) -> int:
   try:
     configuration = [a for a in argv if a.split("=")[0].split(".")[0] == "--config"]
     arguments = _parser().parse_args([a for a in argv if a not in configuration])
-    if arguments.verb == "train":
-      _train(arguments, read_config(configuration))
+    configured = {"train": _train, "inspect": _inspect}
+    if arguments.verb in configured:
+      configured[arguments.verb](arguments, read_config(configuration))
     elif configuration:
       raise UserError(f"{configuration[0]}: {arguments.verb} takes no --config")
     else:

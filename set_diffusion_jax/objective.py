@@ -44,6 +44,11 @@ class Objective:
     return self.config.method.name in ("ar", "any_order", "set")
 
   @property
+  def has_drawn_orders(self) -> bool:
+    """Whether a draw gives exact nats under one of many orders."""
+    return self.one_at_a_time and not self.one_stream
+
+  @property
   def has_levels(self) -> bool:
     """Whether sets are partly masked, at noise levels that are drawn."""
     method = self.config.method

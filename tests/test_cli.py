@@ -201,3 +201,20 @@ def test_raw_and_averaged_weights_differ(home):
   ema = set_diffusion_jax.load(home / "set").params["head"]["kernel"]
   raw = set_diffusion_jax.load(home / "set", weights="raw").params["head"]["kernel"]
   assert not np.array_equal(ema, raw)
+
+
+def test_inspect_draws_masks(home, tmp_path, capsys):
+  base = ["inspect", "--mask", f"--config={home}/config.py", "--length=8"]
+  capsys.readouterr()
+  assert cli.main([*base, "--methods=ar,block", "--config.method.block_size=4"]) == 0
+  text = capsys.readouterr().out
+  assert "clean    2 |ccc     |" in text  # AR: itself and what is before it
+  assert "noisy    1 |        |oooo    |" in text  # the first block sees itself
+  assert "noisy    6 |nnnn    |    oooo|" in text
+  png = tmp_path / "masks.png"
+  assert cli.main([*base, f"--output={png}"]) == 0
+  assert png.read_bytes().startswith(b"\x89PNG")
+  fails(capsys, [*base, "--output=masks.jpg"], "must end in .png")
+  fails(capsys, [*base, f"--output={tmp_path}/no/masks.png"], "--output")
+  fails(capsys, [*base, "--methods=ar,gan"], "gan")
+  fails(capsys, ["inspect", "--mask", "--length=99", base[2]], "--length=99")

@@ -16,7 +16,7 @@ LEVELS = [
   ["model", "loss", "sharding", "metrics", "workdir", "checkpoint"],
   ["objective", "state"],
   ["decode", "evaluate"],
-  ["train", "api"],
+  ["train", "api", "picture"],
   ["cli"],
 ]
 LEVEL = {room: number for number, rooms in enumerate(LEVELS) for room in rooms}

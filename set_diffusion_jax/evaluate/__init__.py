@@ -3,7 +3,8 @@
 from set_diffusion_jax.evaluate.likelihood import (
   Evaluator,
   Likelihood,
+  mixture_nats,
   unigram_bits_per_byte,
 )
 
-__all__ = ["Evaluator", "Likelihood", "unigram_bits_per_byte"]
+__all__ = ["Evaluator", "Likelihood", "mixture_nats", "unigram_bits_per_byte"]

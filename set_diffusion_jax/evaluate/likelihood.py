@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import Array, Float
 
 from set_diffusion_jax import data, sharding
 from set_diffusion_jax.config import EvaluateConfig
@@ -24,6 +25,8 @@ class Likelihood:
 
   Attributes:
     nats: float64 [n], the mean over draws of each sequence's summed nats.
+    mixed: float64 [n], the bound of each sequence's nats from all its draws together
+      (`mixture_nats`), where draws are orders of single positions; otherwise `nats`.
     tokens: float64 [n], counted tokens of each sequence.
     bytes: float64 [n], bytes of text that the counted tokens stand for.
     draws: Monte Carlo draws of a sequence.
@@ -31,6 +34,7 @@ class Likelihood:
   """
 
   nats: np.ndarray
+  mixed: np.ndarray
   tokens: np.ndarray
   bytes: np.ndarray
   draws: int
@@ -54,15 +58,27 @@ class Likelihood:
   @property
   def standard_error(self) -> float:
     """Of nats per token, over sequences (ratio estimator); NaN for one sequence."""
-    n = len(self.nats)
+    return self._standard_error(self.nats)
+
+  def _standard_error(self, nats: np.ndarray) -> float:
+    n = len(nats)
     if n < 2:
       return math.nan
-    residual = self.nats - self.nats_per_token * self.tokens
+    residual = nats - nats.sum() / self.tokens.sum() * self.tokens
     return float(math.sqrt(n / (n - 1) * (residual**2).sum()) / self.tokens.sum())
 
   def summary(self) -> dict:
     """The figures as plain JSON values."""
     per_byte = float(self.tokens.sum() / self.bytes.sum() / math.log(2))
+    mixture = {}
+    if self.mixed is not self.nats:
+      nats = float(self.mixed.sum() / self.tokens.sum())
+      mixture = {
+        "mixture_nats_per_token": nats,
+        "mixture_perplexity": math.exp(nats),
+        "mixture_perplexity_standard_error": math.exp(nats)
+        * self._standard_error(self.mixed),
+      }
     return {
       "nats_per_token": self.nats_per_token,
       "nats_per_token_standard_error": self.standard_error,
@@ -70,6 +86,7 @@ class Likelihood:
       "perplexity_standard_error": self.perplexity * self.standard_error,
       "bits_per_byte": self.bits_per_byte,
       "bits_per_byte_standard_error": per_byte * self.standard_error,
+      **mixture,
       "bound": "exact" if self.exact else "upper bound (NELBO)",
       "tokens": int(self.tokens.sum()),
       "bytes": int(self.bytes.sum()),
@@ -111,14 +128,17 @@ class Evaluator:
       batch = jax.device_put(Batch(**examples, row=rows), self._sharding)
       parts.append(jax.device_get(self._sums(params, batch)))
       advance()
-    nats, tokens, sizes = (
+    nats, mixed, tokens, sizes = (
       np.concatenate(column)[: self._total].astype(np.float64)
       for column in zip(*parts, strict=True)
     )
     counted = tokens > 0  # a last row that holds nothing but BOS
     config = self._objective.config
+    several = config.evaluate.draws > 1 and self._objective.has_drawn_orders
+    nats = nats[counted]
     return Likelihood(
-      nats[counted],
+      nats,
+      mixed[counted] if several else nats,
       tokens[counted],
       sizes[counted],
       config.evaluate.draws,
@@ -129,23 +149,30 @@ class Evaluator:
 def _row_sums(
   objective: Objective, config: EvaluateConfig, lengths, params, batch: Batch
 ):
-  """Nats (mean over draws), counted tokens and their bytes of each row."""
+  """Nats (mean over draws and mixture), counted tokens and their bytes of each row."""
   root = stream_key(config.seed, EVALUATE)
   shared = row_keys(root, SHARED_DRAW, batch.row)
 
-  def draw(total, number):
+  def draw(_, number):
     keys = row_keys(root, number, batch.row)
     nats, streams = objective.evaluation_nats(
       params, batch, keys, shared, number, config.draws
     )
     sizes = jnp.where(streams.counted, lengths[streams.target], 0).sum(-1)
     rows = weighted(nats, streams.weight).sum(-1)
-    return total + rows, (streams.counted.sum(-1), sizes)
+    return None, (rows, streams.counted.sum(-1), sizes)
 
-  start = jnp.zeros(batch.row.shape)
-  draws = jnp.arange(config.draws)
-  total, (tokens, sizes) = jax.lax.scan(draw, start, draws)
-  return total / config.draws, tokens[0], sizes[0]
+  _, (nats, tokens, sizes) = jax.lax.scan(draw, None, jnp.arange(config.draws))
+  return nats.mean(0), mixture_nats(nats), tokens[0], sizes[0]
+
+
+def mixture_nats(nats: Float[Array, "K *B"]) -> Float[Array, "*B"]:
+  """Minus the log of the mean over K orders of exp(-nats) (METHOD section 4).
+
+  For orders drawn from the policy this is, in expectation, an upper bound of -log p
+  that decreases in K; for K = 1 it is the NELBO.
+  """
+  return math.log(nats.shape[0]) - jax.nn.logsumexp(-nats, axis=0)
 
 
 def unigram_bits_per_byte(corpus: data.Corpus) -> float:
