@@ -245,6 +245,8 @@ def load(path: str | pathlib.Path, weights: str | None = None) -> Model:
   if path.parent.name == workdir.CHECKPOINTS and path.name.isdigit():
     path, step = path.parent.parent, int(path.name)
   config, _ = workdir.read(path)
+  if not (path / workdir.CHECKPOINTS).is_dir():
+    raise UserError(f"{path}: has no checkpoint yet")
   with Checkpoints(path / workdir.CHECKPOINTS) as checkpoints:
     if step is None:
       step = max(checkpoints.steps, default=None)

@@ -22,9 +22,13 @@ class Checkpoints:
   """The checkpoints of one work directory; saving is asynchronous.
 
   The `keep_latest` newest steps and the `keep_best` best evaluated ones are kept.
+  Without `keep_latest` the directory is only read: a run may be saving in it.
   """
 
-  def __init__(self, folder: pathlib.Path, keep_latest: int = 1, keep_best: int = 0):
+  def __init__(
+    self, folder: pathlib.Path, keep_latest: int | None = None, keep_best: int = 0
+  ):
+    read_only = keep_latest is None
     best = policies.BestN(
       get_metric_fn=lambda metrics: metrics[_METRIC],
       reverse=True,
@@ -38,7 +42,8 @@ class Checkpoints:
         preservation_policy=policies.AnyPreservationPolicy(keep),
         # Saving is decided by the training loop alone.
         save_decision_policy=policies.FixedIntervalPolicy(1),
-        cleanup_tmp_directories=True,
+        cleanup_tmp_directories=not read_only,
+        read_only=read_only,
       ),
     )
 

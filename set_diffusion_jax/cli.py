@@ -1,6 +1,7 @@
 """The command line: `python -m set_diffusion_jax VERB`.
 
-Exit codes: 0 done; 2 the user's mistake, one line on stderr; 4 non-finite loss.
+Exit codes: 0 done; 2 the user's mistake, one line on stderr; 4 non-finite loss; 130
+interrupted.
 """
 
 import argparse
@@ -254,4 +255,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   except NonFiniteError as error:
     print(f"error: {error}; the last checkpoint is from before", file=sys.stderr)
     return 4
+  except KeyboardInterrupt:
+    print("interrupted; `train` on the same directory continues", file=sys.stderr)
+    return 130
   return 0

@@ -192,7 +192,8 @@ def train(config: Config, directory: pathlib.Path, label: str = "") -> None:
       Progress(cadence.steps, first, label) as progress,
     ):
       if first:
-        progress.say(f"continues from step {first}")
+        done = first >= cadence.steps
+        progress.say(f"{'is already at' if done else 'continues from'} step {first}")
       log = _Log(config, writer, progress, first)
       for step in range(first + 1, cadence.steps + 1):
         current, metrics = run.step(current, run.put(next(batches)))

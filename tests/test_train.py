@@ -360,3 +360,15 @@ def test_changing_cadence_mesh_and_length_of_a_run_is_allowed(tmp_path):
   train(config(tmp_path, train__steps=3, train__log_every=1, **mesh), run)
   with Checkpoints(run / "checkpoints") as checkpoints:
     assert max(checkpoints.steps) == 3
+
+
+def test_reading_leaves_a_save_in_progress_alone(tmp_path):
+  run = tmp_path / "run"
+  train(config(tmp_path, train__steps=2), run)
+  unfinished = run / "checkpoints" / "4.orbax-checkpoint-tmp-1"
+  unfinished.mkdir()
+  with Checkpoints(run / "checkpoints") as checkpoints:
+    assert checkpoints.steps == [2]
+  assert unfinished.exists()
+  train(config(tmp_path, train__steps=2), run)
+  assert not unfinished.exists()
