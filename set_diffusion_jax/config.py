@@ -38,8 +38,9 @@ REMATS = ("none", "layer")
 # (the data fingerprint), so its path may change too.
 CHANGEABLE = frozenset({
   "mesh", "evaluate", "decode", "model.remat", "data.train_path",
-  "data.validation_path", "train.steps", "train.log_every", "train.evaluate_every",
-  "train.checkpoint_every", "train.keep_latest", "train.keep_best",
+  "data.validation_path", "train.steps", "train.gradient_variance", "train.log_every",
+  "train.evaluate_every", "train.checkpoint_every", "train.keep_latest",
+  "train.keep_best",
 })  # fmt: skip
 
 
@@ -165,6 +166,7 @@ class TrainConfig:
   batch_size: int = 512
   accumulate: int = 1  # micro-batches a step
   seed: int = 0
+  gradient_variance: bool = False  # measure it: two more backward passes a step
   log_every: int = 100
   evaluate_every: int = 5000
   checkpoint_every: int = 5000

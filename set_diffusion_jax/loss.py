@@ -70,8 +70,15 @@ def slot_nats(
   return jnp.moveaxis(nats, 0, 1).reshape(batch, slots)
 
 
+def weighted(
+  nats: Float[Array, "*B R"], weight: Float[Array, "*B R"]
+) -> Float[Array, "*B R"]:
+  """Nats times weight; 0 without a weight, also where nats are infinite."""
+  return jnp.where(weight > 0, nats * weight, 0.0)
+
+
 def loss_terms(
-  nats: Float[Array, "B R"],
+  each: Float[Array, "B R"],
   weight: Float[Array, "B R"],
   counted: Bool[Array, "B R"],
   denominator: str,
@@ -79,23 +86,16 @@ def loss_terms(
   """Sums of a loss.
 
   Args:
-    nats: of each target.
+    each: weighted nats of each target.
     weight: of each target, 0 where it is not read.
     counted: which targets are tokens of the text.
     denominator: "tokens", the counted ones, or "masked", those with a weight;
       "sequences" and "masked_sequences", the mean over rows of each row's own mean over
       these (0 for a row without any), as setdlms averages.
   """
-  rows = weighted(nats, weight).sum(-1)
+  rows = each.sum(-1)
   tokens = (weight > 0 if "masked" in denominator else counted).sum(-1)
   if denominator in ("tokens", "masked"):
     return LossTerms(rows.sum(), tokens.sum().astype(jnp.float32))
   means = rows / jnp.maximum(tokens, 1)
-  return LossTerms(means.sum(), jnp.float32(nats.shape[0]))
-
-
-def weighted(
-  nats: Float[Array, "*B R"], weight: Float[Array, "*B R"]
-) -> Float[Array, "*B R"]:
-  """Nats times weight; 0 without a weight, also where nats are infinite."""
-  return jnp.where(weight > 0, nats * weight, 0.0)
+  return LossTerms(means.sum(), jnp.float32(each.shape[0]))

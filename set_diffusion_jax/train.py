@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import pathlib
 import time
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,13 +18,70 @@ from set_diffusion_jax.config import Config
 from set_diffusion_jax.corrupt import Batch
 from set_diffusion_jax.errors import NonFiniteError
 from set_diffusion_jax.evaluate import Evaluator
-from set_diffusion_jax.loss import loss_terms
+from set_diffusion_jax.loss import LossTerms, loss_terms, weighted
 from set_diffusion_jax.metrics import MetricsWriter, Progress
 from set_diffusion_jax.model import build_network
 from set_diffusion_jax.objective import Objective
-from set_diffusion_jax.rng import row_keys
+from set_diffusion_jax.rng import row_keys, split_rows
 from set_diffusion_jax.state import TrainState
 from set_diffusion_jax.version import VERSION
+
+
+class Sums(NamedTuple):
+  """What micro-batches add up; the quotients are taken once, over all of them.
+
+  Attributes:
+    loss: its numerator and denominator.
+    tokens: counted ones.
+    gradient: of the numerator.
+    signed: the gradient of sum_i e_i l_i with random signs e_i, one a token, l_i being
+      the token's weighted nats; None without train.gradient_variance.
+    plain: the gradient of sum_i l_i, likewise.
+  """
+
+  loss: LossTerms
+  tokens: jax.Array
+  gradient: dict
+  signed: dict | None
+  plain: dict | None
+
+
+def micro_gradients(objective: Objective, params, batch: Batch, keys) -> Sums:
+  """The sums of one micro-batch: one forward pass, and a backward pass a gradient."""
+  config = objective.config
+  keys, sign_keys = split_rows(keys)
+
+  def losses(params):
+    nats, streams = objective.training_nats(params, batch, keys)
+    return weighted(nats, streams.weight), streams
+
+  each, pullback, streams = jax.vjp(losses, params, has_aux=True)
+
+  def numerator(each):
+    terms = loss_terms(each, streams.weight, streams.counted, config.loss.denominator)
+    return terms.numerator, terms
+
+  share, terms = jax.grad(numerator, has_aux=True)(each)
+  (gradient,) = pullback(share)
+  signed = plain = None
+  if config.train.gradient_variance:
+    sign = jax.vmap(lambda key: jax.random.rademacher(key, each.shape[1:], each.dtype))
+    (signed,) = pullback(sign(sign_keys))
+    (plain,) = pullback(jnp.ones_like(each))
+  tokens = streams.counted.sum().astype(jnp.float32)
+  return Sums(terms, tokens, gradient, signed, plain)
+
+
+def gradient_variance(sums: Sums) -> jax.Array:
+  """The trace of the covariance of one token's gradient (Set Diffusion, appendix K.1).
+
+  With g_i the gradient of token i, E |signed|^2 = sum_i |g_i|^2, so
+  (|signed|^2 - n |mean g|^2) / (n - 1) is unbiased; it takes two backward passes
+  instead of n.
+  """
+  squared = lambda tree: optax.tree.norm(tree, squared=True)
+  n = sums.tokens
+  return (squared(sums.signed) - squared(sums.plain) / n) / jnp.maximum(n - 1, 1)
 
 
 def train_step(
@@ -32,8 +90,7 @@ def train_step(
   """One optimiser step on one global batch.
 
   Draws are keyed by (seed, step, row), so they depend neither on the mesh nor on how
-  many micro-batches the step is taken in. Micro-batches add up numerators and
-  denominators of the loss; the quotient is taken once.
+  many micro-batches the step is taken in.
 
   Args:
     objective: what is learnt.
@@ -41,34 +98,24 @@ def train_step(
     batch: B rows, `row` = 0 .. B - 1.
 
   Returns:
-    The next state, and scalars: loss (nats), gradient_norm before clipping, tokens.
+    The next state, and scalars: loss (nats), gradient_norm before clipping, tokens, and
+    with train.gradient_variance that variance.
   """
   config = objective.config
   keys = row_keys(current.key, current.step, batch.row)
-
-  def terms(params, micro):
-    batch, keys = micro
-    nats, streams = objective.training_nats(params, batch, keys)
-    numerator, denominator = loss_terms(
-      nats, streams.weight, streams.counted, config.loss.denominator
-    )
-    return numerator, (denominator, streams.counted.sum().astype(jnp.float32))
-
-  gradient = jax.value_and_grad(terms, has_aux=True)
-
-  def accumulate(sums, micro):
-    return jax.tree.map(jnp.add, sums, gradient(current.params, micro)), None
-
+  count = config.train.accumulate
   # Rows are dealt out in turn, so that each micro-batch is spread over all devices.
-  deal = lambda x: jnp.moveaxis(
-    x.reshape(-1, config.train.accumulate, *x.shape[1:]), 1, 0
-  )
+  deal = lambda x: jnp.moveaxis(x.reshape(-1, count, *x.shape[1:]), 1, 0)
   micros = jax.tree.map(deal, (batch, keys))
-  zero = (0.0, (0.0, 0.0)), jax.tree.map(jnp.zeros_like, current.params)
-  ((numerator, (denominator, tokens)), sums), _ = jax.lax.scan(
-    accumulate, jax.tree.map(jnp.float32, zero), micros
+  one = functools.partial(micro_gradients, objective, current.params)
+  shapes = jax.eval_shape(one, *jax.tree.map(lambda x: x[0], micros))
+  sums, _ = jax.lax.scan(
+    lambda sums, micro: (jax.tree.map(jnp.add, sums, one(*micro)), None),
+    jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes),
+    micros,
   )
-  gradients = jax.tree.map(lambda g: g / denominator, sums)
+  denominator = jnp.maximum(sums.loss.denominator, 1)
+  gradients = jax.tree.map(lambda g: g / denominator, sums.gradient)
 
   updates, optimizer = state.make_optimizer(config).update(
     gradients, current.optimizer, current.params
@@ -76,10 +123,12 @@ def train_step(
   params = optax.apply_updates(current.params, updates)
   ema = optax.incremental_update(params, current.ema, 1 - config.optimizer.ema_decay)
   metrics = {
-    "loss": numerator / denominator,
+    "loss": sums.loss.numerator / denominator,
     "gradient_norm": optax.tree.norm(gradients),
-    "tokens": tokens,
+    "tokens": sums.tokens,
   }
+  if config.train.gradient_variance:
+    metrics["gradient_variance"] = gradient_variance(sums)
   after = TrainState(current.step + 1, params, ema, optimizer, current.key)
   return after, metrics
 
@@ -248,6 +297,9 @@ class _Log:
       "train/learning_rate": float(self._rate(step - 1)),
       "train/tokens_per_second": rate,
     }
+    if "gradient_variance" in metrics:
+      variances = [float(m["gradient_variance"]) for _, m in pending]
+      values["train/gradient_variance"] = float(np.mean(variances))
     self._writer.write(step, values)
     self._progress.say(f"step {step}  loss {loss:.4f} nats/token  {rate:,.0f} tokens/s")
     self._since, self._last = now, step

@@ -11,7 +11,7 @@ import pytest
 from set_diffusion_jax.config import Config
 from set_diffusion_jax.corrupt import Noise, full_noise, level_noise
 from set_diffusion_jax.index import attends
-from set_diffusion_jax.loss import loss_terms
+from set_diffusion_jax.loss import loss_terms, weighted
 from set_diffusion_jax.model import build_network
 from set_diffusion_jax.objective import Objective
 from set_diffusion_jax.order import (
@@ -101,7 +101,8 @@ def check(
   theirs = case["nlls"][:, -ours[:, kept].shape[1] :] * mask
   np.testing.assert_allclose(ours[:, kept], theirs, rtol=rtol, atol=1e-4)
   weight = streams.weight if loss_weight is None else loss_weight
-  terms = loss_terms(jnp.asarray(nats), weight, streams.counted, denominator)
+  each = weighted(jnp.asarray(nats), weight)
+  terms = loss_terms(each, weight, streams.counted, denominator)
   np.testing.assert_allclose(
     terms.numerator / terms.denominator, case["loss"], rtol=1e-4, atol=1e-4
   )

@@ -8,7 +8,12 @@ import pytest
 
 from set_diffusion_jax import loss
 from set_diffusion_jax.config import DENOMINATORS
-from set_diffusion_jax.loss import loss_terms, negative_log_likelihood, slot_nats
+from set_diffusion_jax.loss import (
+  loss_terms,
+  negative_log_likelihood,
+  slot_nats,
+  weighted,
+)
 from set_diffusion_jax.order import left_to_right, singletons
 from set_diffusion_jax.rng import row_keys, split_rows, stream_key
 from tests import tiny
@@ -139,7 +144,7 @@ def test_denominators():
   }
   assert set(expected) == set(DENOMINATORS)
   for name, value in expected.items():
-    terms = loss_terms(nats, weight, counted, name)
+    terms = loss_terms(weighted(nats, weight), weight, counted, name)
     assert terms.numerator / terms.denominator == pytest.approx(value)
 
 
