@@ -231,7 +231,7 @@ def _inspect(arguments: argparse.Namespace, config: Config) -> None:
 def quiet() -> None:
   """Keeps libraries from logging what is not for the user."""
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-  for name in ("absl", "orbax", "jax._src.xla_bridge"):
+  for name in ("absl", "orbax", "jax"):
     logging.getLogger(name).setLevel(logging.ERROR)
 
 
