@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 
 from absl import flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from set_diffusion_jax.config import COMMITS, WEIGHTS, Config, check_field
 from set_diffusion_jax.errors import NonFiniteError, UserError
@@ -105,14 +105,18 @@ def read_config(arguments: Sequence[str]) -> Config:
       check_field(argument.removeprefix("--config.").split("=")[0])
   try:
     values(["", *arguments])
-    settings = holder.value.to_dict()
+    settings = holder.value
   except UserError:
     raise
-  except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
+  except flags.Error as error:
     raise UserError(f"--config: {_one_line(error)}") from None
-  except (ImportError, SyntaxError, NameError) as error:
-    raise UserError(f"--config={path}: cannot be read: {_one_line(error)}") from None
-  return Config.from_dict(settings)
+  except Exception as error:  # whatever the user's own file does
+    kind = type(error).__name__
+    raise UserError(f"--config={path}: {kind}: {_one_line(error)}") from None
+  if not isinstance(settings, ConfigDict):
+    kind = type(settings).__name__
+    raise UserError(f"--config={path}: get_config returned {kind}, not a ConfigDict")
+  return Config.from_dict(settings.to_dict())
 
 
 def _one_line(error: Exception) -> str:

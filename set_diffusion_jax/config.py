@@ -277,7 +277,8 @@ def _required(hint) -> type:
 def _build(cls, settings: Mapping, prefix: str):
   hints = typing.get_type_hints(cls)
   if not isinstance(settings, Mapping | ml_collections.ConfigDict):
-    raise UserError(f"{prefix.rstrip('.')} = {settings!r}: must be a group of fields")
+    name = prefix.rstrip(".") or "config"
+    raise UserError(f"{name} = {settings!r}: must be a group of fields")
   values = {}
   for name in settings:
     _check_known(hints, name, prefix)

@@ -30,7 +30,10 @@ def claim(workdir: pathlib.Path, config: Config, fingerprint: dict) -> None:
     raise UserError(
       f"--workdir={workdir}: holds files but no run; give a new directory"
     )
-  workdir.mkdir(parents=True, exist_ok=True)
+  try:
+    workdir.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise UserError(f"--workdir={workdir}: {error.strerror}") from None
   text = json.dumps({"config": config.to_dict(), "data": fingerprint}, indent=2)
   fresh = path.with_suffix(".tmp")
   fresh.write_text(text + "\n")
