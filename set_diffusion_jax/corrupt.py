@@ -54,6 +54,11 @@ def _by_slot(x: Array, order: Order) -> Array:
   return jnp.take_along_axis(x, order.position, axis=-1)
 
 
+def targets(batch: Batch) -> Bool[Array, "B L"]:
+  """What is to be generated: neither context nor padding."""
+  return batch.valid & ~batch.context
+
+
 def one_stream(batch: Batch, order: Order, published: bool = False) -> Streams:
   """Autoregression: the slot of x_r sees the tokens up to x_r and predicts x_(r+1).
 
@@ -65,7 +70,7 @@ def one_stream(batch: Batch, order: Order, published: bool = False) -> Streams:
     published: count a prediction where its *input* is a counted token, as setdlms does,
       instead of where its target is.
   """
-  counted = batch.valid & ~batch.context
+  counted = targets(batch)
   if not published:
     counted = jnp.roll(counted, -1, axis=-1)
   counted = counted.at[:, -1].set(False)
@@ -83,11 +88,6 @@ class Noise(NamedTuple):
 
   masked: Bool[Array, "B L"]
   weight: Float[Array, "B L"]
-
-
-def targets(batch: Batch) -> Bool[Array, "B L"]:
-  """What is to be generated: neither context nor padding."""
-  return batch.valid & ~batch.context
 
 
 def full_noise(batch: Batch) -> Noise:
