@@ -15,14 +15,20 @@ setup(
     "optax>=0.2.6",
     "orbax-checkpoint>=0.11.30",
     "grain>=0.2.15",
+    "tensorflow-datasets>=4.9.8",
+    "importlib_resources>=6",  # TFDS imports it without asking for it
+    "tokenizers>=0.21",
     "ml-collections>=1.1",
     "jaxtyping>=0.3",
+    "ml_dtypes>=0.5",
+    "tensorstore>=0.1.70",
     "tensorboardX>=2.6",
     "tqdm>=4.66",
   ],
   extras_require={
     "gpu": ["jax[cuda13]>=0.10"],
     "tpu": ["jax[tpu]>=0.10"],
+    "torch": ["torch>=2.6", "transformers>=4.52"],  # the other side of parity tests
     "dev": [
       "pytest>=9",
       "hypothesis>=6",

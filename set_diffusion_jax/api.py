@@ -2,24 +2,27 @@
 
 import dataclasses
 import functools
+import hashlib
 import pathlib
+from collections.abc import Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from set_diffusion_jax import data, sharding, workdir
-from set_diffusion_jax.checkpoint import Checkpoints, abstract
+from set_diffusion_jax import data, sharding
 from set_diffusion_jax.config import Config, DecodeConfig, MeshConfig
 from set_diffusion_jax.corrupt import Batch, full_noise
-from set_diffusion_jax.decode import Decoder, decode
+from set_diffusion_jax.data.detokenize import detokenizer_digest
+from set_diffusion_jax.decode import Generation, Progress, Stops, template
 from set_diffusion_jax.errors import UserError
 from set_diffusion_jax.evaluate import Evaluator, mixture_nats
 from set_diffusion_jax.loss import weighted
 from set_diffusion_jax.model import build_network
 from set_diffusion_jax.objective import Objective
 from set_diffusion_jax.order import singletons
-from set_diffusion_jax.rng import DECODE, EVALUATE, SHARED_DRAW, row_keys, stream_key
+from set_diffusion_jax.rng import EVALUATE, SHARED_DRAW, row_keys, stream_key
+from set_diffusion_jax.weights import read_weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +41,7 @@ class Model:
 
   config: Config
   params: dict
-  tokenizer: data.ByteTokenizer
+  tokenizer: data.Tokenizer
   step: int
 
   @functools.cached_property
@@ -48,24 +51,54 @@ class Model:
     network = build_network(self.config.model, vocabulary.size)
     return Objective(self.config, network, vocabulary.mask, vocabulary.eos)
 
+  @functools.cached_property
+  def digest(self) -> str:
+    """SHA-256 of each parameter's sum and sum of squares: tells weights apart."""
+    sums = jax.tree.map(lambda x: (x.sum(), jnp.square(x).sum()), self.params)
+    values = [float(x) for x in jax.tree.leaves(jax.device_get(sums))]
+    return hashlib.sha256(repr(values).encode()).hexdigest()
+
   def evaluator(self) -> Evaluator:
     """Evaluates on the held-out text of the configuration, over all devices."""
-    corpus = data.load(self.config.data)
-    return Evaluator(self.objective, corpus, sharding.make_mesh(MeshConfig()))
+    c = self.config
+    held_out = data.load_validation(c.data, self.tokenizer, c.evaluate.stride)
+    return Evaluator(self.objective, held_out, sharding.make_mesh(MeshConfig()))
 
-  def protocol(self) -> dict:
+  def protocol(self, held_out: data.Blocks) -> dict:
     """What a perplexity of `evaluator` depends on besides the weights."""
     c = self.config
+    windows = "side by side"
+    if c.evaluate.stride:
+      windows = f"{c.evaluate.stride} tokens apart"
+    wrapped = f"wrapped to {c.data.length}, windows {windows}"
+    special = (
+      "BOS before each sequence, not counted" if c.data.bos else None,
+      "no BOS: the first token of each sequence is given and not counted"
+      if self.objective.one_stream and not c.data.bos
+      else None,
+      {
+        "documents": "EOS after each document, counted",
+        "sequences": "EOS after each sequence, counted",
+        "none": None,
+      }[c.data.eos],
+    )
     return {
       "checkpoint_step": self.step,
       "method": c.method.name,
+      "order": c.evaluate.order,
       "source": c.data.source,
       "split": "validation",
+      "sequences_sha256": held_out.digest,
+      "detokenizer": c.data.detokenizer,
+      "detokenizer_sha256": detokenizer_digest(c.data.detokenizer),
       "tokenizer": self.tokenizer.name,
-      "cut": f"wrapped to {c.data.length}",
-      "special_tokens": "EOS after each document, counted"
-      + ("; BOS before each sequence, not counted" if c.data.bos else ""),
+      "vocabulary": self.tokenizer.vocabulary.size,
+      "cut": wrapped
+      if c.data.cut == "wrapped"
+      else f"a document a sequence, cut off at {c.data.length}",
+      "special_tokens": "; ".join(filter(None, special)) or "none",
       "denominator": "counted tokens of the data set",
+      "draws": c.evaluate.draws,
       "seed": c.evaluate.seed,
       "compat": c.compat,
     }
@@ -126,73 +159,103 @@ class Model:
 
   def generate(
     self,
-    prompts: list[str],
+    prompts: Sequence[str],
     length: int | None = None,
     seed: int = 0,
     options: DecodeConfig | None = None,
+    stops: Stops | None = None,
+    position: np.ndarray | None = None,
   ) -> list[dict]:
     """Continues texts.
 
     Args:
       prompts: any texts, empty ones too.
       length: tokens of each result, prompt and BOS included; None: the training length.
+        Beyond that length the oldest tokens are no longer seen.
       seed: of the draws; row i is keyed by (seed, i).
       options: how to decode; None: as the configuration says.
+      stops: what ends a text besides EOS and its length.
+      position: int [S] or [B, S], positions in the order of their generation.
 
     Returns:
-      For each prompt: "text", "tokens" (ids) and "steps" (forward passes).
+      For each prompt "text", "tokens" (ids), "steps" (forward passes),
+      "tokens_per_step", "ended_by" and "seconds" (of the whole batch).
 
     Raises:
-      UserError: a prompt that leaves nothing to generate, or a length that the order
-        was not trained for.
+      UserError: a prompt that leaves nothing to generate, or that the method cannot
+        continue.
     """
-    if not self.objective.one_at_a_time:
-      raise UserError(
-        f"method.name = {self.config.method.name}: cannot be sampled yet; "
-        "ar, any_order and set can"
-      )
-    vocabulary, options = self.tokenizer.vocabulary, options or self.config.decode
+    templates = self.continued(prompts, length)
+    return self.generation(templates, seed, options, position).finish(stops)
+
+  def infill(
+    self,
+    texts: Sequence[str],
+    seed: int = 0,
+    options: DecodeConfig | None = None,
+    stops: Stops | None = None,
+  ) -> list[dict]:
+    """Fills the gaps of texts.
+
+    "The [MASK:3] sat on the [MASK:5]." has gaps of three and of five tokens. Both sides
+    of a gap condition it from the start. See `generate` for the rest.
+    """
+    return self.generation(self.templates(texts), seed, options).finish(stops)
+
+  def stream(
+    self,
+    texts: Sequence[str],
+    seed: int = 0,
+    options: DecodeConfig | None = None,
+    every: int = 1,
+  ) -> Iterator[Progress]:
+    """Fills the gaps of texts; yields a `Progress` every so many steps.
+
+    A continuation is a text that ends with a gap. For the results as well, iterate over
+    `generation(templates(texts)).run(every=1)` and ask for its `results()`.
+    """
+    yield from self.generation(self.templates(texts), seed, options).run(every=every)
+
+  def generation(
+    self,
+    templates: Sequence[np.ndarray],
+    seed: int = 0,
+    options: DecodeConfig | None = None,
+    position: np.ndarray | None = None,
+  ) -> Generation:
+    """A batch of texts on its way; see `Generation` for the arguments."""
+    options = options or self.config.decode
+    return Generation(
+      self.objective, self.params, self.tokenizer, options, templates, seed, position
+    )
+
+  def templates(self, texts: Sequence[str]) -> list[np.ndarray]:
+    """Ids of texts with gaps, [MASK] where a token is wanted."""
+    return [template(text, self.tokenizer, self.config.data.bos) for text in texts]
+
+  def continued(
+    self, prompts: Sequence[str], length: int | None = None
+  ) -> list[np.ndarray]:
+    """Ids of prompts, with [MASK] up to a length; None: the training length."""
     length = self.config.data.length if length is None else length
-    if not self.objective.one_stream and length > self.config.data.length:
-      raise UserError(
-        f"--length={length}: must be at most data.length={self.config.data.length}"
-      )
-    if self.objective.one_stream and options.tokens_per_step != 1:
-      raise UserError(
-        f"decode.tokens_per_step = {options.tokens_per_step}: must be 1 for method ar"
-      )
-    start = [vocabulary.bos] if self.config.data.bos else []
-    rows = [np.concatenate([start, self.tokenizer.encode(text)]) for text in prompts]
-    for text, row in zip(prompts, rows, strict=True):
-      if len(row) >= length:
+    vocabulary = self.tokenizer.vocabulary
+    start = np.array([vocabulary.bos] * self.config.data.bos, np.int32)
+    found = []
+    for text in prompts:
+      ids = np.concatenate([start, self.tokenizer.encode(text)])
+      if len(ids) >= length:
         raise UserError(
-          f"--prompt={text[:20]!r}...: has {len(row)} tokens, must be fewer than "
+          f"--prompt={text[:20]!r}...: has {len(ids)} tokens, must be fewer than "
           f"--length={length}"
         )
-      if self.objective.one_stream and not len(row):
-        raise UserError("--prompt='': must not be empty, the model has no BOS")
-    prompt = np.zeros((len(rows), length), np.int32)
-    given = np.zeros((len(rows), length), bool)
-    for i, row in enumerate(rows):
-      prompt[i, : len(row)], given[i, : len(row)] = row, True
-    keys = row_keys(stream_key(seed, DECODE), 0, jnp.arange(len(rows)))
-    decoder = Decoder(self.objective, options)
-    prefill = max(0, max(map(len, rows), default=0) - 1)
-    state = _decode(decoder, self.params, prompt, given, keys, prefill)
-    filled, steps = jax.device_get((state.tokens, state.steps))
-    return [
-      {
-        "text": self.tokenizer.decode(tokens),
-        "tokens": tokens.tolist(),
-        "steps": int(count),
-      }
-      for tokens, count in zip(filled, steps, strict=True)
-    ]
+      rest = np.full(length - len(ids), vocabulary.mask, np.int32)
+      found.append(np.concatenate([ids, rest]))
+    return found
 
   @functools.cached_property
   def _evaluate(self):
     def total(params, batch, keys, shared, draw, draws):
-      nats, streams = self.objective.evaluation_nats(
+      nats, streams, _ = self.objective.evaluation_nats(
         params, batch, keys, shared, draw, draws
       )
       return weighted(nats, streams.weight).sum(-1)
@@ -225,40 +288,10 @@ class Model:
     return Batch(*map(jnp.asarray, (tokens, np.ones_like(context), context, rows)))
 
 
-_decode = jax.jit(decode, static_argnums=(0, 5))
-
-
 def load(path: str | pathlib.Path, weights: str | None = None) -> Model:
-  """The model of a work directory's last checkpoint, or of one step's directory.
+  """The model of a checkpoint; see `read_weights` for the arguments.
 
   The weights are replicated on all devices, whatever mesh they were trained on.
-
-  Args:
-    path: a work directory, or its `checkpoints/STEP`.
-    weights: "ema" or "raw"; None: what the configuration evaluates.
-
-  Raises:
-    UserError: there is no checkpoint.
   """
-  path = pathlib.Path(path)
-  step = None
-  if path.parent.name == workdir.CHECKPOINTS and path.name.isdigit():
-    path, step = path.parent.parent, int(path.name)
-  config, _ = workdir.read(path)
-  if not (path / workdir.CHECKPOINTS).is_dir():
-    raise UserError(f"{path}: has no checkpoint yet")
-  with Checkpoints(path / workdir.CHECKPOINTS) as checkpoints:
-    if step is None:
-      step = max(checkpoints.steps, default=None)
-    if step not in checkpoints.steps:
-      which = "no checkpoint" if step is None else f"no checkpoint of step {step}"
-      raise UserError(f"{path}: has {which}")
-    meta = checkpoints.restore_meta(step)
-    config = Config.from_dict(meta["config"])
-    tokenizer = data.ByteTokenizer()
-    network = build_network(config.model, tokenizer.vocabulary.size)
-    shapes = jax.eval_shape(lambda: network.init(jax.random.key(0)))
-    layout = sharding.state_shardings(shapes, sharding.make_mesh(MeshConfig()))
-    name = {"ema": "ema", "raw": "params"}[weights or config.evaluate.weights]
-    params = checkpoints.restore_weights(step, name, abstract(shapes, layout))
-  return Model(config, params, tokenizer, step)
+  stored = read_weights(path, weights)
+  return Model(stored.config, stored.params, stored.tokenizer, stored.step)

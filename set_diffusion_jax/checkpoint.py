@@ -1,6 +1,6 @@
 """Orbax checkpoints: self-contained steps of a work directory.
 
-checkpoints/STEP/state   parameters, EMA, optimiser state, step, root key
+checkpoints/STEP/state   parameters, EMA, optimiser state, step, noise range, root key
 checkpoints/STEP/data    position of the data iterator
 checkpoints/STEP/meta    format version, configuration, tokenizer, code version
 """
@@ -14,8 +14,11 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from set_diffusion_jax.errors import UserError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _METRIC = "nats_per_token"
+# Arrays are stored in parts of at most this size, so that a part of a large parameter
+# can be read without all of it.
+_CHUNK = ocp.SaveArgs(chunk_byte_size=64 * 2**20)
 
 
 class Checkpoints:
@@ -73,7 +76,7 @@ class Checkpoints:
     self._manager.save(
       step,
       args=ocp.args.Composite(
-        state=ocp.args.StandardSave(state),
+        state=ocp.args.StandardSave(state, jax.tree.map(lambda _: _CHUNK, state)),
         data=grain.checkpoint.CheckpointSave(data),
         meta=ocp.args.JsonSave({"format_version": FORMAT_VERSION, **meta}),
       ),
@@ -82,19 +85,26 @@ class Checkpoints:
 
   def restore(self, step: int, state, data):
     """The state of a step, laid out as the abstract `state`; `data` moves along."""
-    restored = self._manager.restore(
-      step,
-      args=ocp.args.Composite(
-        state=ocp.args.StandardRestore(state),
-        data=grain.checkpoint.CheckpointRestore(data),
-      ),
+    args = ocp.args.Composite(
+      state=ocp.args.StandardRestore(state),
+      data=grain.checkpoint.CheckpointRestore(data),
     )
-    return restored.state
+    return self._restore(step, args).state
+
+  def _restore(self, step: int, args):
+    """What Orbax restores; UserError where the step is damaged."""
+    try:
+      return self._manager.restore(step, args=args)
+    except (KeyError, ValueError, OSError, TypeError) as error:
+      reason = str(error).strip().splitlines()[0][:160] if str(error) else repr(error)
+      raise UserError(
+        f"{self._manager.directory}/{step}: is damaged or incomplete ({reason})"
+      ) from error
 
   def restore_meta(self, step: int) -> dict:
     """The `meta` of a step; UserError if another format version wrote it."""
     args = ocp.args.Composite(meta=ocp.args.JsonRestore())
-    meta = self._manager.restore(step, args=args).meta
+    meta = self._restore(step, args).meta
     if meta.get("format_version") != FORMAT_VERSION:
       raise UserError(
         f"checkpoint step {step}: format version {meta.get('format_version')}, "
@@ -110,8 +120,7 @@ class Checkpoints:
       restore_args=ocp.checkpoint_utils.construct_restore_args(partial),
       partial_restore=True,
     )
-    restored = self._manager.restore(step, args=ocp.args.Composite(state=args))
-    return restored.state[name]
+    return self._restore(step, ocp.args.Composite(state=args)).state[name]
 
 
 def abstract(tree, shardings):

@@ -12,7 +12,7 @@ from set_diffusion_jax.index import (
   two_streams,
 )
 from set_diffusion_jax.order import Order
-from set_diffusion_jax.schedules import MaskSchedule
+from set_diffusion_jax.schedules import MaskSchedule, PositionOffset
 
 
 class Batch(NamedTuple):
@@ -84,16 +84,24 @@ def one_stream(batch: Batch, order: Order, published: bool = False) -> Streams:
 
 
 class Noise(NamedTuple):
-  """Which tokens are masked, by text position, and what predicting each one weighs."""
+  """Which tokens are masked, by text position, and what predicting each one weighs.
+
+  Attributes:
+    masked: bool [B, L].
+    weight: float32 [B, L], of each one's negative log-likelihood.
+    level: t, float32 [B, L]; 1 where sets are fully masked in any case.
+  """
 
   masked: Bool[Array, "B L"]
   weight: Float[Array, "B L"]
+  level: Float[Array, "B L"]
 
 
 def full_noise(batch: Batch) -> Noise:
   """Every target is masked: sets in one denoising step."""
   masked = targets(batch)
-  return Noise(masked, masked.astype(jnp.float32))
+  weight = masked.astype(jnp.float32)
+  return Noise(masked, weight, jnp.ones_like(weight))
 
 
 def level_noise(
@@ -114,7 +122,34 @@ def level_noise(
   """
   masked = targets(batch) & (uniform < 1 - schedule.alpha(level))
   weight = schedule.weight(level) if weighting == "nelbo" else jnp.ones_like(level)
-  return Noise(masked, jnp.where(masked, weight, 0.0))
+  return Noise(masked, jnp.where(masked, weight, 0.0), level)
+
+
+def active_noise(
+  batch: Batch,
+  schedule: PositionOffset,
+  level: Float[Array, "B L"],
+  weighting: str,
+  bos: bool,
+) -> Noise:
+  """Every target that is not surely clean at a noise level; the active ones weigh.
+
+  The published ablation of training on all positions (Set Diffusion, appendix K.1).
+
+  Args:
+    batch: B rows of text.
+    schedule: alpha of each position.
+    level: t, the same for all positions of a row.
+    weighting: of the active targets, as in `level_noise`.
+    bos: position 0 is a target as well, as setdlms has it.
+  """
+  wanted = targets(batch)
+  if bos:
+    wanted = wanted | (jnp.arange(level.shape[-1])[None, :] == 0)
+  alpha, slope = schedule.alpha(level), schedule.alpha_prime(level)
+  weight = -slope / (1 - alpha) if weighting == "nelbo" else jnp.ones_like(level)
+  masked = wanted & (alpha < 1)
+  return Noise(masked, jnp.where(masked & (slope != 0), weight, 0.0), level)
 
 
 def denoising(
@@ -124,6 +159,8 @@ def denoising(
   mask_id: int,
   reach: int,
   single: bool = False,
+  causal: bool = False,
+  full: bool = True,
   bos: str = "context",
 ) -> Streams:
   """Noisy tokens predict themselves given the clean tokens of earlier sets.
@@ -135,18 +172,23 @@ def denoising(
     mask_id: the id of [MASK].
     reach: of `TokenIndex`.
     single: there is one set, so no earlier ones: the clean stream is left out.
+    causal: of `TokenIndex`.
+    full: whether `noise` masks every target in any case.
     bos: what happens at text position 0. "context": nothing special. As setdlms does:
-      "counted", it is counted (in training) and, where everything else is masked,
-      masked; "masked", it is masked in the same way but not counted (in evaluation).
+      "counted", it is counted (in training) and, where sets are fully masked, masked;
+      "masked", it is masked in the same way but not counted (in evaluation).
   """
   counted = targets(batch)
-  masked, weight = noise
+  masked, weight, _ = noise
   if bos != "context":
     first = jnp.arange(batch.tokens.shape[-1])[None, :] == 0
-    if reach == 1:
-      masked = masked | first
-      weight = jnp.where(first, float(bos == "counted"), weight)
-    counted = counted | first if bos == "counted" else counted & ~first
+    masked = masked | first if full else masked
+    if bos == "counted":
+      weight = jnp.where(first, 1.0, weight) if full else weight
+      counted = counted | first
+    else:
+      weight = jnp.where(first, 0.0, weight)
+      counted = counted & ~first
   noisy = jnp.where(masked, mask_id, batch.tokens)
   target = _by_slot(batch.tokens, order)
   valid = _by_slot(batch.valid, order)
@@ -155,7 +197,7 @@ def denoising(
     tokens, index = noisy, noisy_stream(order, valid, reach)
   else:
     tokens = jnp.concatenate([target, noisy], axis=-1)
-    index = two_streams(order, valid, reach)
+    index = two_streams(order, valid, reach, causal)
   return Streams(
     tokens, index, target, _by_slot(weight, order), _by_slot(counted, order)
   )

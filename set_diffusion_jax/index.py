@@ -33,6 +33,8 @@ class TokenIndex:
     clean: how many slots, from the first, are of the clean stream (static).
     reach: a set lies within one aligned run of this many slots of its stream (static):
       1 for singletons, S for blocks, the stream's length where nothing is known.
+    causal: noisy tokens see those of their own set only up to themselves, by memory
+      slot (static): a published ablation, not part of any method.
   """
 
   position: Int[Array, "B T"]
@@ -40,6 +42,7 @@ class TokenIndex:
   valid: Bool[Array, "B T"]
   clean: int = flax.struct.field(pytree_node=False)
   reach: int = flax.struct.field(pytree_node=False)
+  causal: bool = flax.struct.field(pytree_node=False, default=False)
 
   @property
   def slots(self) -> int:
@@ -74,10 +77,12 @@ def noisy_stream(order: Order, valid: Bool[Array, "B L"], reach: int) -> TokenIn
   return TokenIndex(order.position, order.rank, valid, 0, reach)
 
 
-def two_streams(order: Order, valid: Bool[Array, "B L"], reach: int) -> TokenIndex:
+def two_streams(
+  order: Order, valid: Bool[Array, "B L"], reach: int, causal: bool = False
+) -> TokenIndex:
   """L clean slots, then L noisy slots in the same order; `valid` is by memory slot."""
   twice = [jnp.concatenate([x, x], axis=-1) for x in (*order, valid)]
-  return TokenIndex(*twice, order.rank.shape[-1], reach)
+  return TokenIndex(*twice, order.rank.shape[-1], reach, causal)
 
 
 def attends(query: TokenIndex, key: TokenIndex) -> Bool[Array, "B Q K"]:
@@ -86,6 +91,9 @@ def attends(query: TokenIndex, key: TokenIndex) -> Bool[Array, "B Q K"]:
   query_noisy, key_noisy = query.noisy[None, :, None], key.noisy[None, None, :]
   clean_key = jnp.where(query_noisy, key_rank < query_rank, key_rank <= query_rank)
   noisy_key = query_noisy & (key_rank == query_rank)
+  if query.causal:
+    slot = jnp.arange(query.slots)
+    noisy_key &= (slot[:, None] >= jnp.arange(key.slots)[None, :])[None]
   seen = jnp.where(key_noisy, noisy_key, clean_key)
   return seen & query.valid[..., :, None] & key.valid[..., None, :]
 
@@ -114,6 +122,8 @@ def key_intervals(index: TokenIndex) -> KeyIntervals:
   none = jnp.zeros_like(clean)
   noisy_start = keys_below(noisy, noisy_valid, noisy, "left")
   noisy_end = keys_below(noisy, noisy_valid, noisy, "right")
+  if index.causal:
+    noisy_end = jnp.minimum(noisy_end, 1 + jnp.arange(noisy.shape[-1])[None, :])
   noisy_start = jnp.concatenate([none, noisy_start], axis=-1)
   noisy_end = jnp.concatenate([none, noisy_end], axis=-1)
   empty = (jnp.where(index.valid, x, 0) for x in (clean_end, noisy_start, noisy_end))

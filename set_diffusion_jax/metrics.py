@@ -1,13 +1,14 @@
 """Metrics of a run: `metrics.jsonl`, TensorBoard events, and the terminal."""
 
 import json
-import os
 import pathlib
 import sys
 import time
 
 import tensorboardX
 import tqdm
+
+from set_diffusion_jax.workdir import write_text
 
 
 class MetricsWriter:
@@ -19,10 +20,7 @@ class MetricsWriter:
   def __init__(self, workdir: pathlib.Path, step: int):
     self._path = workdir / "metrics.jsonl"
     kept = [row for row in read_metrics(self._path) if row["step"] <= step]
-    text = "".join(json.dumps(row) + "\n" for row in kept)
-    fresh = self._path.with_suffix(".tmp")
-    fresh.write_text(text)
-    os.replace(fresh, self._path)
+    write_text(self._path, "".join(json.dumps(row) + "\n" for row in kept))
     self._file = self._path.open("a")
     events = workdir / "tensorboard"
     for old in events.glob("events.*"):

@@ -12,7 +12,14 @@ from set_diffusion_jax.config import Config
 from set_diffusion_jax.corrupt import Batch, Noise, Streams
 from set_diffusion_jax.loss import slot_nats
 from set_diffusion_jax.model import Network
-from set_diffusion_jax.order import Order, draw_order, groups, set_reach
+from set_diffusion_jax.order import (
+  Order,
+  draw_order,
+  groups,
+  masked_last,
+  position_offset,
+  set_reach,
+)
 from set_diffusion_jax.rng import split_rows
 from set_diffusion_jax.schedules import MaskSchedule
 
@@ -41,7 +48,7 @@ class Objective:
   @property
   def one_at_a_time(self) -> bool:
     """Whether every set is a single position: one order gives an exact log p."""
-    return self.config.method.name in ("ar", "any_order", "set")
+    return self.config.method.one_at_a_time
 
   @property
   def has_drawn_orders(self) -> bool:
@@ -51,10 +58,7 @@ class Objective:
   @property
   def has_levels(self) -> bool:
     """Whether sets are partly masked, at noise levels that are drawn."""
-    method = self.config.method
-    return method.name in ("masked", "block") or (
-      method.name == "general" and method.noise == "level"
-    )
+    return self.config.method.has_levels
 
   @property
   def suppressed(self) -> int | None:
@@ -67,7 +71,8 @@ class Objective:
     if train and self.config.method.eos_last:
       last = batch.tokens == self.eos_id
     group = groups(batch.valid, batch.context, last)
-    return draw_order(self.config.method, self.config.data.length, keys, group)
+    length = max(self.config.data.length, group.shape[-1])
+    return draw_order(self.config.method, length, keys, group)
 
   def draw_noise(
     self,
@@ -77,7 +82,7 @@ class Objective:
     shared: Key[Array, " B"],
     draw: int | Array = 0,
     draws: int = 1,
-    train: bool = True,
+    clip: Float[Array, " 2"] | None = None,
   ) -> Noise:
     """What is masked, from noise levels that are stratified within each row.
 
@@ -92,14 +97,15 @@ class Objective:
       shared: one a row, the same for all draws of the row.
       draw: which of the draws this is.
       draws: how many there are.
-      train: levels from [corruption.t_min, t_max] with loss.weighting; otherwise from
-        [0, 1] with the NELBO weight.
+      clip: in training, [t_min, t_max] that levels come from, with loss.weighting;
+        None: from [0, 1] under the linear schedule, with the NELBO weight.
     """
     if not self.has_levels:
       return corrupt.full_noise(batch)
-    corruption, length = self.config.corruption, batch.tokens.shape[-1]
-    sets = {"masked": 1, "block": -(-length // self.config.method.block_size)}
-    sets = sets.get(self.config.method.name, length)
+    length = batch.tokens.shape[-1]
+    method, published = self.config.method, self.config.compat == "setdlms"
+    sets = {"block": -(-length // method.block_size), "general": length}
+    sets = sets.get(method.name, 1)
 
     def levels(key, shared):
       strata = jax.random.permutation(shared, sets * draws).reshape(draws, sets)
@@ -107,17 +113,24 @@ class Objective:
 
     level_keys, mask_keys = split_rows(keys)
     t = jax.vmap(levels)(level_keys, shared)
-    if train:
-      t = corruption.t_min + (corruption.t_max - corruption.t_min) * t
+    if clip is not None:
+      t = clip[0] + (clip[1] - clip[0]) * t
     rank = jnp.take_along_axis(
       order.rank, jnp.argsort(order.position, axis=-1), axis=-1
     )
-    t = jnp.take_along_axis(t, rank, axis=-1)
+    t = jnp.take_along_axis(t, jnp.minimum(rank, sets - 1), axis=-1)
     uniform = jax.vmap(lambda key: jax.random.uniform(key, (length,)))(mask_keys)
-    weighting = self.config.loss.weighting if train else "nelbo"
-    return corrupt.level_noise(
-      batch, MaskSchedule(corruption.schedule), t, uniform, weighting
-    )
+    weighting, name = self.config.loss.weighting, self.config.corruption.schedule
+    if clip is None:
+      # The NELBO is the same under every schedule that ends in all masked; its
+      # estimate varies least on the linear one.
+      weighting, name = "nelbo", "linear"
+    if method.predict == "active":
+      offset = position_offset(method, self.config.data.length)
+      bos = published and self.config.data.bos
+      return corrupt.active_noise(batch, offset, t, weighting, bos)
+    schedule = MaskSchedule(name)
+    return corrupt.level_noise(batch, schedule, t, uniform, weighting)
 
   def streams(self, batch: Batch, order: Order, noise: Noise, train: bool) -> Streams:
     """What the model reads under an order and a noise, and what it is to predict."""
@@ -129,8 +142,20 @@ class Objective:
       bos = "counted" if train else "masked"
     method = self.config.method
     reach = set_reach(method, batch.tokens.shape[-1])
-    single = method.name == "masked"
-    return corrupt.denoising(batch, order, noise, self.mask_id, reach, single, bos)
+    active = method.predict == "active"
+    if active:
+      order = masked_last(order, noise.masked, batch.valid)
+    return corrupt.denoising(
+      batch,
+      order,
+      noise,
+      self.mask_id,
+      reach,
+      single=method.name == "masked",
+      causal=active,
+      full=not self.has_levels,
+      bos=bos,
+    )
 
   def nats(
     self, params, streams: Streams, dropout_keys: Key[Array, " B"] | None = None
@@ -148,12 +173,17 @@ class Objective:
       self.suppressed,
     )
 
-  def training_nats(self, params, batch: Batch, keys: Key[Array, " B"]):
-    """Draws order, noise and dropout; returns (nats [B, R], their streams)."""
+  def training_nats(
+    self, params, batch: Batch, keys: Key[Array, " B"], clip: Float[Array, " 2"]
+  ):
+    """Draws order, noise and dropout; returns (nats [B, R], their streams).
+
+    `clip` is the range of noise levels, [t_min, t_max].
+    """
     draw_keys, dropout_keys = split_rows(keys)
     order_keys, noise_keys = split_rows(draw_keys)
     order = self.draw_order(batch, order_keys, True)
-    noise = self.draw_noise(batch, order, *split_rows(noise_keys))
+    noise = self.draw_noise(batch, order, *split_rows(noise_keys), clip=clip)
     streams = self.streams(batch, order, noise, True)
     if self.config.model.dropout == 0:
       dropout_keys = None
@@ -167,10 +197,22 @@ class Objective:
     shared: Key[Array, " B"],
     draw: int | Array,
     draws: int,
+    order: Order | None = None,
   ):
-    """One of the `draws` of a row; returns (nats [B, R], their streams)."""
+    """One of the `draws` of a row; returns (nats [B, R], their streams, the noise).
+
+    A given order replaces the one that would be drawn. Every position is evaluated,
+    also where training predicts the active ones only.
+    """
+    if self.config.method.predict == "active":
+      method = dataclasses.replace(self.config.method, predict="all")
+      every = dataclasses.replace(
+        self, config=dataclasses.replace(self.config, method=method)
+      )
+      return every.evaluation_nats(params, batch, keys, shared, draw, draws, order)
     order_keys, noise_keys = split_rows(keys)
-    order = self.draw_order(batch, order_keys, False)
-    noise = self.draw_noise(batch, order, noise_keys, shared, draw, draws, False)
+    if order is None:
+      order = self.draw_order(batch, order_keys, False)
+    noise = self.draw_noise(batch, order, noise_keys, shared, draw, draws)
     streams = self.streams(batch, order, noise, False)
-    return self.nats(params, streams), streams
+    return self.nats(params, streams), streams, noise

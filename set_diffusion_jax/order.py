@@ -5,6 +5,7 @@ slot r, and `rank[b, r]` the index of the set that it belongs to. Slots are laid
 generation order, so rank never decreases. Context comes first and padding last.
 """
 
+import dataclasses
 from typing import NamedTuple
 
 import jax
@@ -58,6 +59,35 @@ def singletons(position: Int[Array, "B L"]) -> Order:
     jnp.arange(position.shape[-1], dtype=jnp.int32), position.shape
   )
   return Order(position, rank)
+
+
+def given_order(position: Int[Array, "B L"], group: Int[Array, "B L"]) -> Order:
+  """One position at a time in an order of the user's, within each group.
+
+  Args:
+    position: the text position generated at each turn, a permutation in each row.
+    group: of `groups`: context still comes first and padding last.
+  """
+  turn = jnp.argsort(position, axis=-1).astype(jnp.float32)
+  return singletons(generation_order(turn, group))
+
+
+def masked_last(
+  order: Order, masked: Bool[Array, "B L"], valid: Bool[Array, "B L"]
+) -> Order:
+  """The unmasked positions of an order one by one, then the masked ones as one set.
+
+  Args:
+    order: of singletons.
+    masked: by text position.
+    valid: by text position; padding still comes last.
+  """
+  late = jnp.where(valid, masked.astype(jnp.int32), 2)
+  late = jnp.take_along_axis(late, order.position, axis=-1)
+  slot = jnp.argsort(late, axis=-1, stable=True)
+  first = (valid & ~masked).sum(-1, keepdims=True)
+  position = jnp.take_along_axis(order.position, slot, axis=-1)
+  return Order(position, jnp.minimum(order.rank, first).astype(jnp.int32))
 
 
 def left_to_right(batch: int, length: int) -> Order:
@@ -156,9 +186,30 @@ def draw_order(
 
 def set_reach(method: MethodConfig, length: int) -> int:
   """The aligned run of memory slots that each set lies within (`TokenIndex.reach`)."""
-  if method.name in ("masked", "general"):
+  if method.name in ("masked", "general") or method.predict == "active":
     return length
   return method.block_size if method.name == "block" else 1
+
+
+def recorded_schedule(
+  method: MethodConfig, length: int, mask: str, t_min: float, t_max: float
+) -> dict:
+  """The schedules of a method as a checkpoint keeps them, plain JSON values.
+
+  Args:
+    method: its name and sizes.
+    length: the training length.
+    mask: name of the mask schedule.
+    t_min: least noise level in training.
+    t_max: greatest noise level in training.
+  """
+  found = {}
+  if method.has_schedule:
+    offset = position_offset(method, length)
+    found["position_offset"] = dataclasses.asdict(offset)
+  if method.has_levels:
+    found["mask"] = {"name": mask, "t_min": t_min, "t_max": t_max}
+  return found
 
 
 def position_offset(method: MethodConfig, length: int) -> PositionOffset:

@@ -30,7 +30,7 @@ class MaskSchedule:
   """alpha(t) that is the same at every position (masked and block diffusion).
 
   Attributes:
-    name: one of MASK_SCHEDULES of config.py. With m = 1 - alpha: linear, m = t; cosine,
+    name: one of MASK_SCHEDULES of config/. With m = 1 - alpha: linear, m = t; cosine,
       m = 1 - cos(pi t / 2); square, m = t^2; square_root, m = sqrt(t); log,
       m = log2(1 + t); log_linear, m = (1 - 1e-3) t.
   """

@@ -35,6 +35,7 @@ RULES = (
   (r"head_adaln/bias", (None, None)),
   (r"condition/\w+/kernel", (None, None)),
   (r"condition/\w+/bias", (None,)),
+  (r"clip", (None,)),
 )
 
 
@@ -62,6 +63,14 @@ def check_batch(field: str, size: int, mesh: Mesh, accumulate: int = 1) -> None:
     parts = f"data {mesh.shape['data']} x fsdp {mesh.shape['fsdp']}"
     parts += f" x accumulate {accumulate}" if accumulate > 1 else ""
     raise UserError(f"{field} = {size}: must be a multiple of {ways} ({parts})")
+
+
+def activation_sharding(mesh: Mesh) -> NamedSharding | None:
+  """Rows over the data and fsdp axes, the rest as it comes; None for one device."""
+  if mesh.size == 1:
+    return None
+  free = PartitionSpec.UNCONSTRAINED
+  return NamedSharding(mesh, PartitionSpec(*BATCH, free, free))
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

@@ -19,6 +19,7 @@ class TrainState:
     params: float32.
     ema: exponential moving average of the parameters, what is evaluated.
     optimizer: the state of `make_optimizer`.
+    clip: float32 [2], the range [t_min, t_max] of noise levels in training.
     key: root key of the training draws; step and row are folded into it.
   """
 
@@ -26,6 +27,7 @@ class TrainState:
   params: dict
   ema: dict
   optimizer: optax.OptState
+  clip: jax.Array
   key: jax.Array
 
 
@@ -66,5 +68,6 @@ def init_state(config: Config, network: Network) -> TrainState:
     params=params,
     ema=jax.tree.map(jnp.copy, params),
     optimizer=make_optimizer(config).init(params),
+    clip=jnp.array([config.corruption.t_min, config.corruption.t_max]),
     key=stream_key(config.train.seed, TRAIN),
   )

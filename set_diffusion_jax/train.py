@@ -17,7 +17,7 @@ from set_diffusion_jax.checkpoint import Checkpoints, abstract
 from set_diffusion_jax.config import Config
 from set_diffusion_jax.corrupt import Batch
 from set_diffusion_jax.errors import NonFiniteError
-from set_diffusion_jax.evaluate import Evaluator
+from set_diffusion_jax.evaluate import Clip, Evaluator, Likelihood
 from set_diffusion_jax.loss import LossTerms, loss_terms, weighted
 from set_diffusion_jax.metrics import MetricsWriter, Progress
 from set_diffusion_jax.model import build_network
@@ -25,6 +25,7 @@ from set_diffusion_jax.objective import Objective
 from set_diffusion_jax.rng import row_keys, split_rows
 from set_diffusion_jax.state import TrainState
 from set_diffusion_jax.version import VERSION
+from set_diffusion_jax.weights import graft, read_weights
 
 
 class Sums(NamedTuple):
@@ -33,6 +34,7 @@ class Sums(NamedTuple):
   Attributes:
     loss: its numerator and denominator.
     tokens: counted ones.
+    predicted: those with a weight.
     gradient: of the numerator.
     signed: the gradient of sum_i e_i l_i with random signs e_i, one a token, l_i being
       the token's weighted nats; None without train.gradient_variance.
@@ -41,18 +43,19 @@ class Sums(NamedTuple):
 
   loss: LossTerms
   tokens: jax.Array
+  predicted: jax.Array
   gradient: dict
   signed: dict | None
   plain: dict | None
 
 
-def micro_gradients(objective: Objective, params, batch: Batch, keys) -> Sums:
+def micro_gradients(objective: Objective, params, clip, batch: Batch, keys) -> Sums:
   """The sums of one micro-batch: one forward pass, and a backward pass a gradient."""
   config = objective.config
   keys, sign_keys = split_rows(keys)
 
   def losses(params):
-    nats, streams = objective.training_nats(params, batch, keys)
+    nats, streams = objective.training_nats(params, batch, keys, clip)
     return weighted(nats, streams.weight), streams
 
   each, pullback, streams = jax.vjp(losses, params, has_aux=True)
@@ -69,18 +72,19 @@ def micro_gradients(objective: Objective, params, batch: Batch, keys) -> Sums:
     (signed,) = pullback(sign(sign_keys))
     (plain,) = pullback(jnp.ones_like(each))
   tokens = streams.counted.sum().astype(jnp.float32)
-  return Sums(terms, tokens, gradient, signed, plain)
+  predicted = (streams.weight > 0).sum().astype(jnp.float32)
+  return Sums(terms, tokens, predicted, gradient, signed, plain)
 
 
 def gradient_variance(sums: Sums) -> jax.Array:
   """The trace of the covariance of one token's gradient (Set Diffusion, appendix K.1).
 
-  With g_i the gradient of token i, E |signed|^2 = sum_i |g_i|^2, so
-  (|signed|^2 - n |mean g|^2) / (n - 1) is unbiased; it takes two backward passes
-  instead of n.
+  Over the n tokens of the batch that are predicted. With g_i the gradient of token i,
+  E |signed|^2 = sum_i |g_i|^2, so (|signed|^2 - n |mean g|^2) / (n - 1) is unbiased; it
+  takes two backward passes instead of n.
   """
   squared = lambda tree: optax.tree.norm(tree, squared=True)
-  n = sums.tokens
+  n = jnp.maximum(sums.predicted, 1)
   return (squared(sums.signed) - squared(sums.plain) / n) / jnp.maximum(n - 1, 1)
 
 
@@ -107,7 +111,7 @@ def train_step(
   # Rows are dealt out in turn, so that each micro-batch is spread over all devices.
   deal = lambda x: jnp.moveaxis(x.reshape(-1, count, *x.shape[1:]), 1, 0)
   micros = jax.tree.map(deal, (batch, keys))
-  one = functools.partial(micro_gradients, objective, current.params)
+  one = functools.partial(micro_gradients, objective, current.params, current.clip)
   shapes = jax.eval_shape(one, *jax.tree.map(lambda x: x[0], micros))
   sums, _ = jax.lax.scan(
     lambda sums, micro: (jax.tree.map(jnp.add, sums, one(*micro)), None),
@@ -129,7 +133,9 @@ def train_step(
   }
   if config.train.gradient_variance:
     metrics["gradient_variance"] = gradient_variance(sums)
-  after = TrainState(current.step + 1, params, ema, optimizer, current.key)
+  after = current.replace(
+    step=current.step + 1, params=params, ema=ema, optimizer=optimizer
+  )
   return after, metrics
 
 
@@ -152,7 +158,8 @@ class Run:
     )
     corpus = data.load(config.data)
     vocabulary = corpus.tokenizer.vocabulary
-    network = build_network(config.model, vocabulary.size)
+    rows = sharding.activation_sharding(mesh)
+    network = build_network(config.model, vocabulary.size, rows)
     objective = Objective(config, network, vocabulary.mask, vocabulary.eos)
     shapes = jax.eval_shape(functools.partial(state.init_state, config, network))
     return cls(config, corpus, mesh, objective, sharding.state_shardings(shapes, mesh))
@@ -171,6 +178,28 @@ class Run:
     """The state before the first step, laid out on the mesh."""
     init = functools.partial(state.init_state, self.config, self.objective.network)
     return jax.jit(init, out_shardings=self.shardings)()
+
+  def start(self) -> tuple[TrainState, dict, list[str]]:
+    """The state before the first step, with the weights of init_from if there is one.
+
+    Returns:
+      The state, where its weights come from, and what is to be said about it.
+
+    Raises:
+      UserError: the weights do not fit the model.
+    """
+    fresh, where = self.init(), self.config.init_from
+    if where is None:
+      return fresh, {"initialisation": f"seed {self.config.train.seed}"}, []
+    stored = read_weights(where)
+    params, report = graft(fresh.params, stored.params, where)
+    params = jax.device_put(params, self.shardings.params)
+    current = fresh.replace(params=params, ema=jax.tree.map(jnp.copy, params))
+    origin = {"checkpoint": where, **dataclasses.asdict(report)}
+    lines = report.lines()
+    if stored.tokenizer.describe() != self.corpus.tokenizer.describe():
+      lines.append("its tokenizer is another: an id need not mean the same text")
+    return current, origin, [f"from {where}: {line}" for line in lines]
 
   def abstract_state(self) -> TrainState:
     """Shapes and layout of the state, without its values."""
@@ -195,23 +224,31 @@ class Run:
       sharding.batch_sharding(self.mesh), Batch(**examples, row=row)
     )
 
-  def meta(self) -> dict:
-    """What a checkpoint needs to be understood without its work directory."""
-    config, tokenizer = self.config, self.corpus.tokenizer
-    schedule = None
-    if config.method.name == "set":
-      offset = order.position_offset(config.method, config.data.length)
-      schedule = {"name": "position_offset", **dataclasses.asdict(offset)}
+  def put_clip(self, clip: Clip) -> jax.Array:
+    """A range of noise levels as it stands in the state."""
+    return jax.device_put(
+      jnp.array([clip.t_min, clip.t_max], jnp.float32), self.shardings.clip
+    )
+
+  def meta(self, current: TrainState, weights_from: dict) -> dict:
+    """What a checkpoint needs to be understood without its work directory.
+
+    Args:
+      current: what is saved.
+      weights_from: where the weights of step 0 came from.
+    """
+    config = self.config
+    t_min, t_max = np.asarray(current.clip).tolist()
+    schedule = order.recorded_schedule(
+      config.method, config.data.length, config.corruption.schedule, t_min, t_max
+    )
     return {
       "config": config.to_dict(),
       "data": self.corpus.fingerprint,
-      "tokenizer": {
-        "name": tokenizer.name,
-        **dataclasses.asdict(tokenizer.vocabulary),
-      },
+      "tokenizer": self.corpus.tokenizer.describe(),
       "schedule": schedule,
       "code_version": VERSION,
-      "weights_from": "random initialisation",
+      "weights_from": weights_from,
     }
 
 
@@ -224,8 +261,10 @@ def train(config: Config, directory: pathlib.Path, label: str = "") -> None:
     NonFiniteError: the loss or the gradient diverged; the last checkpoint is good.
   """
   run = Run.build(config)
+  if not workdir.has_checkpoint(directory):
+    start, weights_from, news = run.start()  # before anything is written
   workdir.claim(directory, config, run.corpus.fingerprint)
-  evaluator = Evaluator(run.objective, run.corpus, run.mesh)
+  evaluator = Evaluator(run.objective, run.corpus.validation, run.mesh)
   cadence = config.train
   with Checkpoints(
     directory / workdir.CHECKPOINTS, cadence.keep_latest, cadence.keep_best
@@ -234,15 +273,17 @@ def train(config: Config, directory: pathlib.Path, label: str = "") -> None:
     first = max(checkpoints.steps, default=0)
     if first:
       current = checkpoints.restore(first, run.abstract_state(), batches)
+      weights_from = checkpoints.restore_meta(first)["weights_from"]
+      done = first >= cadence.steps
+      news = [f"{'is already at' if done else 'continues from'} step {first}"]
     else:
-      current = run.init()
+      current = start
     with (
       MetricsWriter(directory, first) as writer,
       Progress(cadence.steps, first, label) as progress,
     ):
-      if first:
-        done = first >= cadence.steps
-        progress.say(f"{'is already at' if done else 'continues from'} step {first}")
+      for line in news:
+        progress.say(line)
       log = _Log(config, writer, progress, first)
       for step in range(first + 1, cadence.steps + 1):
         current, metrics = run.step(current, run.put(next(batches)))
@@ -253,12 +294,15 @@ def train(config: Config, directory: pathlib.Path, label: str = "") -> None:
           log.flush()
         if step % cadence.evaluate_every == 0 or last:
           log.flush()
-          quality = evaluator.run(current.ema)
-          log.evaluation(step, quality)
+          quality, clip = evaluator.run(current.ema)
+          if clip is not None:
+            current = current.replace(clip=run.put_clip(clip))
+          log.evaluation(step, quality, clip)
         if step % cadence.checkpoint_every == 0 or last:
           log.flush()  # a state with a non-finite history is never saved
           nats = None if quality is None else quality.nats_per_token
-          checkpoints.save(step, current, batches, run.meta(), nats)
+          meta = run.meta(current, weights_from)
+          checkpoints.save(step, current, batches, meta, nats)
 
 
 class _Log:
@@ -304,11 +348,20 @@ class _Log:
     self._progress.say(f"step {step}  loss {loss:.4f} nats/token  {rate:,.0f} tokens/s")
     self._since, self._last = now, step
 
-  def evaluation(self, step: int, quality) -> None:
-    """Writes the held-out figures of a step."""
+  def evaluation(self, step: int, quality: Likelihood, clip: Clip | None) -> None:
+    """Writes the held-out figures of a step, and the range of noise levels found."""
+    if not np.isfinite(quality.perplexity):
+      raise NonFiniteError(f"step {step}: held-out perplexity is {quality.perplexity}")
     figures = quality.summary()
     names = ("nats_per_token", "perplexity", "bits_per_byte")
-    self._writer.write(step, {f"validation/{name}": figures[name] for name in names})
+    values = {f"validation/{name}": figures[name] for name in names}
+    if clip is not None:
+      values |= {f"clip/{name}": value for name, value in clip._asdict().items()}
+      self._progress.say(
+        f"step {step}  noise levels from [{clip.t_min:g}, {clip.t_max:g}]: variance of "
+        f"a set's loss {clip.variance:.3f}, on [0, 1] {clip.full_variance:.3f}"
+      )
+    self._writer.write(step, values)
     self._progress.say(
       f"step {step}  held out: {quality.bits_per_byte:.3f} bits/byte  "
       f"perplexity {quality.perplexity:.3f}"

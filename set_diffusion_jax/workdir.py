@@ -11,6 +11,22 @@ CONFIG = "config.json"
 CHECKPOINTS = "checkpoints"
 
 
+def write_text(path: pathlib.Path, text: str) -> None:
+  """Writes a file beside itself and moves it into place: it is never half there."""
+  fresh = _fresh(path)
+  try:
+    fresh.write_text(text)
+    os.replace(fresh, path)
+  except OSError:
+    fresh.unlink(missing_ok=True)
+    raise
+
+
+def _fresh(path: pathlib.Path) -> pathlib.Path:
+  """Where a file is written before it is moved into place."""
+  return path.with_name(path.name + ".tmp")
+
+
 def claim(workdir: pathlib.Path, config: Config, fingerprint: dict) -> None:
   """Makes a directory the home of a run, or checks that it is this run's home.
 
@@ -20,24 +36,36 @@ def claim(workdir: pathlib.Path, config: Config, fingerprint: dict) -> None:
   path = workdir / CONFIG
   if workdir.exists() and not workdir.is_dir():
     raise UserError(f"--workdir={workdir}: must be a directory, is a file")
-  if path.exists():
-    stored, stored_fingerprint = read(workdir)
-    _compare(workdir, stored.identity(), config.identity())
-    data = {f"data ({name})": value for name, value in fingerprint.items()}
-    old = {f"data ({name})": value for name, value in stored_fingerprint.items()}
-    _compare(workdir, old, data)
-  elif workdir.exists() and any(workdir.iterdir()):
-    raise UserError(
-      f"--workdir={workdir}: holds files but no run; give a new directory"
-    )
   try:
     workdir.mkdir(parents=True, exist_ok=True)
+    foreign = {file.name for file in workdir.iterdir()} - {_fresh(path).name}
+    if path.exists():
+      stored, stored_fingerprint = read(workdir)
+      _compare(workdir, stored.identity(), config.identity())
+      data = {f"data ({name})": value for name, value in fingerprint.items()}
+      old = {f"data ({name})": value for name, value in stored_fingerprint.items()}
+      _compare(workdir, old, data)
+    elif foreign:
+      raise UserError(
+        f"--workdir={workdir}: holds files but no run; give a new directory"
+      )
+    text = json.dumps({"config": config.to_dict(), "data": fingerprint}, indent=2)
+    write_text(path, text + "\n")
   except OSError as error:
     raise UserError(f"--workdir={workdir}: {error.strerror}") from None
-  text = json.dumps({"config": config.to_dict(), "data": fingerprint}, indent=2)
-  fresh = path.with_suffix(".tmp")
-  fresh.write_text(text + "\n")
-  os.replace(fresh, path)
+
+
+def has_checkpoint(workdir: pathlib.Path) -> bool:
+  """Whether there is a finished step to go on from."""
+  return any(step.name.isdigit() for step in (workdir / CHECKPOINTS).glob("*"))
+
+
+def is_run(workdir: pathlib.Path) -> bool:
+  """Whether a directory's configuration is that of a run."""
+  try:
+    return {"config", "data"} <= json.loads((workdir / CONFIG).read_text()).keys()
+  except (OSError, ValueError, AttributeError):
+    return False
 
 
 def read(workdir: pathlib.Path) -> tuple[Config, dict]:

@@ -1,12 +1,17 @@
 """Where text comes from: documents for training and documents held out."""
 
 import glob
+import gzip
 import hashlib
+import io
+import json
 import pathlib
 import pydoc_data.topics
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from set_diffusion_jax.config import DataConfig
+from set_diffusion_jax.data.detokenize import detokenizer
 from set_diffusion_jax.errors import UserError
 
 
@@ -18,13 +23,36 @@ class Documents(NamedTuple):
 
 
 def read(config: DataConfig) -> Documents:
-  """The documents that a configuration names."""
+  """The documents that a configuration names, both sides."""
+  _check_source(config)
   if config.source == "embedded":
     return embedded(config.validation_fraction)
-  train = text_files("data.train_path", config.train_path)
-  if config.validation_path is not None:
-    return Documents(train, text_files("data.validation_path", config.validation_path))
-  return hold_out_end(train, config.validation_fraction)
+  if config.source == "tfds":
+    return Documents(_tfds(config, config.train_split), read_validation(config))
+  if config.train_path is None:
+    raise UserError("data.train_path = null: must name the text to train on")
+  train = _files(config, "data.train_path", config.train_path)
+  if config.validation_path is None:
+    return hold_out_end(train, config.validation_fraction)
+  return Documents(train, read_validation(config))
+
+
+def read_validation(config: DataConfig) -> list[str]:
+  """The held-out documents; training text is read only if they are cut off it."""
+  _check_source(config)
+  if config.source == "tfds":
+    return _tfds(config, config.validation_split)
+  if config.source == "embedded" or config.validation_path is None:
+    return read(config).validation
+  return _files(config, "data.validation_path", config.validation_path)
+
+
+def _check_source(config: DataConfig) -> None:
+  if config.source == "none":
+    raise UserError(
+      'data.source = "none": the weights came without text; give '
+      "--config.data.source=text --config.data.validation_path=FILE"
+    )
 
 
 def embedded(validation_fraction: float) -> Documents:
@@ -55,25 +83,90 @@ def embedded(validation_fraction: float) -> Documents:
   )
 
 
-def text_files(field: str, pattern: str) -> list[str]:
-  """Each file that a path or a pattern names, as one document, sorted by name."""
+def _files(config: DataConfig, field: str, pattern: str) -> list[str]:
+  """The documents of the files that a path or a pattern names, sorted by name."""
+  where = f'{field} = "{pattern}"'
   names = sorted(glob.glob(pattern, recursive=True))
   files = [path for path in map(pathlib.Path, names) if path.is_file()]
   if not files:
-    raise UserError(f"{field} = {pattern!r}: no such file; give a path or a pattern")
+    raise UserError(f"{where}: no such file; give a path or a pattern")
   documents = []
+  clean = detokenizer(config.detokenizer)
   for path in files:
-    try:
-      documents.append(path.read_text(encoding="utf-8"))
-    except UnicodeDecodeError as error:
-      raise UserError(
-        f"{field} = {pattern!r}: {path} is not UTF-8 at byte {error.start}"
-      ) from None
-    except OSError as error:
-      raise UserError(f"{field} = {pattern!r}: {path}: {error.strerror}") from None
+    text = _read_text(where, path)
+    if config.source == "jsonl":
+      documents += map(clean, _records(f"{where}: {path}", text, config.field))
+    elif config.source == "lines":
+      documents += map(clean, io.StringIO(text, newline=""))
+    else:
+      documents.append(clean(text))
+  return _some_text(where, documents)
+
+
+def _some_text(where: str, documents: list[str]) -> list[str]:
   if not any(document.strip() for document in documents):
-    raise UserError(f"{field} = {pattern!r}: holds no text")
+    raise UserError(f"{where}: holds no text")
   return documents
+
+
+def _read_text(where: str, path: pathlib.Path) -> str:
+  """A UTF-8 file, line ends as they are."""
+  try:
+    data = path.read_bytes()
+    return (gzip.decompress(data) if path.suffix == ".gz" else data).decode()
+  except UnicodeDecodeError as error:
+    raise UserError(f"{where}: {path} is not UTF-8 at byte {error.start}") from None
+  except (OSError, EOFError, ValueError) as error:
+    reason = getattr(error, "strerror", None) or str(error)
+    raise UserError(f"{where}: {path}: {reason}") from None
+
+
+def _records(where: str, text: str, field: str) -> Iterator[str]:
+  """The field of each JSON object of a text that has one a line."""
+  for number, line in enumerate(io.StringIO(text), 1):
+    if not line.strip():
+      continue
+    try:
+      record = json.loads(line)
+    except json.JSONDecodeError as error:
+      raise UserError(f"{where}, line {number}: not JSON: {error.msg}") from None
+    if not isinstance(record, dict):
+      raise UserError(f"{where}, line {number}: must be a JSON object")
+    yield _text_of(record, field, f"{where}, line {number}")
+
+
+def _text_of(record: dict, field: str, where: str) -> str:
+  """The text of a record's fields, joined by spaces."""
+  values = [record.get(name) for name in field.split(",")]
+  try:
+    values = [v.decode() if isinstance(v, bytes) else v for v in values]
+  except UnicodeDecodeError as error:
+    raise UserError(f"{where}: is not UTF-8 at byte {error.start}") from None
+  if not all(isinstance(value, str) for value in values):
+    known = ", ".join(map(str, record))
+    raise UserError(f'data.field = "{field}": {where} has no such text, but {known}')
+  return " ".join(values)
+
+
+def _tfds(config: DataConfig, split: str) -> list[str]:
+  """The documents of a split of a data set that TFDS prepared as array_record."""
+  where = f'data.name = "{config.name}", split "{split}"'
+  import tensorflow_datasets as tfds
+
+  clean = detokenizer(config.detokenizer)
+  try:
+    source = tfds.data_source(
+      config.name, split=split, data_dir=config.directory, download=False
+    )
+    records = [source[i] for i in range(len(source))]
+  except Exception as error:  # of many kinds, often misleading
+    reason = str(error).strip().splitlines()[0] if str(error) else type(error).__name__
+    raise UserError(
+      f"{where}: not prepared as array_record in data.directory = "
+      f'"{config.directory}" ({reason[:120]})'
+    ) from None
+  texts = (_text_of(record, config.field, where) for record in records)
+  return _some_text(where, list(map(clean, texts)))
 
 
 def hold_out_end(documents: list[str], fraction: float) -> Documents:

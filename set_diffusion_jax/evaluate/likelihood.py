@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,10 +13,13 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from set_diffusion_jax import data, sharding
-from set_diffusion_jax.config import EvaluateConfig
 from set_diffusion_jax.corrupt import Batch
+from set_diffusion_jax.errors import UserError
+from set_diffusion_jax.evaluate.clip import Clip, SetLosses, search_clip, set_losses
+from set_diffusion_jax.evaluate.partial import PartialResults, Row
 from set_diffusion_jax.loss import weighted
 from set_diffusion_jax.objective import Objective
+from set_diffusion_jax.order import given_order, groups
 from set_diffusion_jax.rng import EVALUATE, SHARED_DRAW, row_keys, stream_key
 
 
@@ -47,8 +51,8 @@ class Likelihood:
 
   @property
   def perplexity(self) -> float:
-    """exp(nats per token)."""
-    return math.exp(self.nats_per_token)
+    """exp(nats per token); infinite where that overflows."""
+    return _exp(self.nats_per_token)
 
   @property
   def bits_per_byte(self) -> float:
@@ -68,18 +72,18 @@ class Likelihood:
     return float(math.sqrt(n / (n - 1) * (residual**2).sum()) / self.tokens.sum())
 
   def summary(self) -> dict:
-    """The figures as plain JSON values."""
+    """The figures as plain JSON values; None for what is not finite."""
     per_byte = float(self.tokens.sum() / self.bytes.sum() / math.log(2))
     mixture = {}
     if self.mixed is not self.nats:
       nats = float(self.mixed.sum() / self.tokens.sum())
       mixture = {
         "mixture_nats_per_token": nats,
-        "mixture_perplexity": math.exp(nats),
-        "mixture_perplexity_standard_error": math.exp(nats)
+        "mixture_perplexity": _exp(nats),
+        "mixture_perplexity_standard_error": _exp(nats)
         * self._standard_error(self.mixed),
       }
-    return {
+    figures = {
       "nats_per_token": self.nats_per_token,
       "nats_per_token_standard_error": self.standard_error,
       "perplexity": self.perplexity,
@@ -93,77 +97,164 @@ class Likelihood:
       "sequences": len(self.nats),
       "draws": self.draws,
     }
+    infinite = lambda x: isinstance(x, float) and not math.isfinite(x)
+    return {name: None if infinite(x) else x for name, x in figures.items()}
+
+
+def _exp(x: float) -> float:
+  return math.exp(x) if x < 700 else math.inf
+
+
+class Evaluation(NamedTuple):
+  """What one run over the held-out sequences yields.
+
+  Attributes:
+    likelihood: the figures.
+    clip: with corruption.clip_width, the range of noise levels that training is to
+      draw from next; None where there was no search, or too little to search in.
+  """
+
+  likelihood: Likelihood
+  clip: Clip | None
 
 
 class Evaluator:
-  """Evaluates parameters on held-out sequences; compiles once."""
+  """Evaluates parameters on held-out sequences; compiles once.
 
-  def __init__(self, objective: Objective, corpus: data.Corpus, mesh: Mesh):
+  Draws are keyed by the number of a sequence, so that its figures depend neither on the
+  devices nor on the batch size.
+
+  Raises:
+    UserError: a given order does not fit the sequences.
+  """
+
+  def __init__(self, objective: Objective, held_out: data.Blocks, mesh: Mesh):
     config = objective.config.evaluate
+    total = len(held_out)
+    self.total = total if config.sequences is None else min(config.sequences, total)
     ways = mesh.shape["data"] * mesh.shape["fsdp"]
-    rows = min(config.batch_size, len(corpus.validation))
-    self._batch_size = -(-rows // ways) * ways
-    self.corpus = corpus
+    self._batch_size = -(-min(config.batch_size, self.total) // ways) * ways
+    self.held_out = held_out
     self._objective = objective
+    self._order = _read_order(config.order, objective.config.data.length, self.total)
     self._sharding = sharding.batch_sharding(mesh)
-    lengths = jnp.asarray(corpus.tokenizer.token_bytes)
-    self._sums = jax.jit(functools.partial(_row_sums, objective, config, lengths))
+    self._sums = jax.jit(functools.partial(_row_sums, objective))
 
-  @property
-  def batches(self) -> int:
-    """How many batches a run takes."""
-    return -(-self._total // self._batch_size)
+  def run(
+    self,
+    params,
+    advance: Callable[[int], None] = lambda rows: None,
+    partial: PartialResults | None = None,
+  ) -> Evaluation:
+    """Evaluates the held-out sequences.
 
-  @property
-  def _total(self) -> int:
-    limit, held_out = self._objective.config.evaluate.sequences, self.corpus.validation
-    return len(held_out) if limit is None else min(limit, len(held_out))
-
-  def run(self, params, advance: Callable[[], None] = lambda: None) -> Likelihood:
-    """The likelihood of the held-out sequences; calls `advance` after each batch."""
-    parts = []
-    for examples, rows in data.evaluation_batches(
-      self.corpus.validation, self._batch_size, self._total
+    Args:
+      params: of the network.
+      advance: is told after each batch how many rows it did.
+      partial: rows that were done before; they are not done again.
+    """
+    done: dict[int, Row] = dict(partial.rows) if partial else {}
+    todo = np.array([row for row in range(self.total) if row not in done], np.int64)
+    losses = []
+    for examples, sizes, rows in data.evaluation_batches(
+      self.held_out, todo, self._batch_size
     ):
-      batch = jax.device_put(Batch(**examples, row=rows), self._sharding)
-      parts.append(jax.device_get(self._sums(params, batch)))
-      advance()
-    nats, mixed, tokens, sizes = (
-      np.concatenate(column)[: self._total].astype(np.float64)
-      for column in zip(*parts, strict=True)
-    )
-    counted = tokens > 0  # a last row that holds nothing but BOS
-    config = self._objective.config
-    several = config.evaluate.draws > 1 and self._objective.has_drawn_orders
-    nats = nats[counted]
-    return Likelihood(
-      nats,
-      mixed[counted] if several else nats,
-      tokens[counted],
-      sizes[counted],
-      config.evaluate.draws,
-      exact=self._objective.one_stream,
-    )
+      order = None if self._order is None else self._order[rows % len(self._order)]
+      batch = Batch(**examples, row=rows)
+      arguments = jax.device_put((batch, sizes, order), self._sharding)
+      columns, batch_losses = jax.device_get(self._sums(params, *arguments))
+      used = examples["valid"].any(-1)
+      figures = np.stack(columns, axis=-1)[used].tolist()
+      new = dict(zip(rows[used].tolist(), map(tuple, figures), strict=True))
+      done |= new
+      if batch_losses is not None:
+        losses.append(batch_losses)
+      if partial:
+        partial.add(new)
+      advance(len(new))
+    columns = np.array([done[row] for row in range(self.total)], np.float64).T
+    clip = None
+    if losses:
+      parts = zip(*losses, strict=True)
+      together = SetLosses(*(np.concatenate([p.ravel() for p in x]) for x in parts))
+      clip = search_clip(together, self._objective.config.corruption.clip_width)
+    return Evaluation(self._likelihood(*columns), clip)
+
+  def _likelihood(self, nats, mixed, tokens, sizes) -> Likelihood:
+    counted = tokens > 0  # a last row that holds nothing but context
+    nats, mixed, tokens, sizes = (x[counted] for x in (nats, mixed, tokens, sizes))
+    objective, draws = self._objective, _draws(self._objective)
+    exact = objective.one_stream or self._order is not None
+    mixed = mixed if draws > 1 and objective.has_drawn_orders else nats
+    return Likelihood(nats, mixed, tokens, sizes, draws, exact)
 
 
-def _row_sums(
-  objective: Objective, config: EvaluateConfig, lengths, params, batch: Batch
-):
-  """Nats (mean over draws and mixture), counted tokens and their bytes of each row."""
-  root = stream_key(config.seed, EVALUATE)
+def _draws(objective: Objective) -> int:
+  """Monte Carlo draws of a sequence; where nothing is drawn, one."""
+  return 1 if objective.one_stream else objective.config.evaluate.draws
+
+
+def _read_order(order: str, length: int, sequences: int) -> np.ndarray | None:
+  """evaluate.order as int32 [1 or n, L]; None where orders are drawn."""
+  if order == "drawn":
+    return None
+  if order == "left_to_right":
+    return np.arange(length, dtype=np.int32)[None]
+  where = f'evaluate.order = "{order}"'
+  try:
+    position = np.load(order, allow_pickle=False)
+  except (OSError, ValueError, EOFError) as error:
+    reason = getattr(error, "strerror", None) or "not an array of numbers"
+    raise UserError(f"{where}: {reason}; give a .npy file of positions") from None
+  position = np.atleast_2d(position)
+  if position.shape not in ((1, length), (sequences, length)):
+    right = f"must be [{length}] or [{sequences}, {length}]"
+    raise UserError(f"{where}: has shape {list(position.shape)}, {right}")
+  if not (np.sort(position, axis=-1) == np.arange(length)).all():
+    raise UserError(f"{where}: each row must be a permutation of 0..{length - 1}")
+  return position.astype(np.int32)
+
+
+def _row_sums(objective: Objective, params, batch: Batch, sizes, position):
+  """Sums of each row, and the losses of sets if a clip is to be searched.
+
+  Args:
+    objective: what is evaluated.
+    params: of its network.
+    batch: B rows.
+    sizes: int32 [B, L], bytes of text by text position.
+    position: a given order, int32 [B, L], or None.
+
+  Returns:
+    float32 [B] each: nats (mean over draws), nats (mixture of draws), counted tokens,
+    their bytes. Then `SetLosses` [draws, B, R] or None.
+  """
+  config = objective.config
+  draws = _draws(objective)
+  root = stream_key(config.evaluate.seed, EVALUATE)
   shared = row_keys(root, SHARED_DRAW, batch.row)
+  order = None
+  if position is not None:
+    order = given_order(position, groups(batch.valid, batch.context))
 
   def draw(_, number):
     keys = row_keys(root, number, batch.row)
-    nats, streams = objective.evaluation_nats(
-      params, batch, keys, shared, number, config.draws
+    nats, streams, noise = objective.evaluation_nats(
+      params, batch, keys, shared, number, draws, order
     )
-    sizes = jnp.where(streams.counted, lengths[streams.target], 0).sum(-1)
+    slots = streams.target.shape[-1]
+    place = streams.index.position[:, -slots:] + int(objective.one_stream)
+    place = jnp.minimum(place, slots - 1)
+    counted_bytes = jnp.take_along_axis(sizes, place, axis=-1) * streams.counted
     rows = weighted(nats, streams.weight).sum(-1)
-    return None, (rows, streams.counted.sum(-1), sizes)
+    losses = None
+    if objective.has_levels and config.corruption.clip_width is not None:
+      losses = set_losses(streams, nats, noise.level, config.loss.weighting)
+    return None, (rows, streams.counted.sum(-1), counted_bytes.sum(-1), losses)
 
-  _, (nats, tokens, sizes) = jax.lax.scan(draw, None, jnp.arange(config.draws))
-  return nats.mean(0), mixture_nats(nats), tokens[0], sizes[0]
+  _, results = jax.lax.scan(draw, None, jnp.arange(draws))
+  nats, tokens, total_bytes, losses = results
+  return (nats.mean(0), mixture_nats(nats), tokens[0], total_bytes[0]), losses
 
 
 def mixture_nats(nats: Float[Array, "K *B"]) -> Float[Array, "*B"]:
@@ -181,13 +272,8 @@ def unigram_bits_per_byte(corpus: data.Corpus) -> float:
   Frequencies are smoothed by one, BOS and padding are not counted: the baseline that
   any model of text has to beat.
   """
-
-  def counts(blocks: data.Blocks) -> np.ndarray:
-    vocabulary = corpus.tokenizer.vocabulary
-    found = np.bincount(blocks.tokens.ravel(), minlength=vocabulary.size)
-    found[[vocabulary.bos, vocabulary.pad, vocabulary.mask]] = 0
-    return found
-
-  train, held_out = counts(corpus.train) + 1, counts(corpus.validation)
+  size = corpus.tokenizer.vocabulary.size
+  train = np.bincount(corpus.train.ids, minlength=size) + 1
+  held_out = np.bincount(corpus.validation.ids, minlength=size)
   bits = -(held_out * np.log2(train / train.sum())).sum()
-  return float(bits / (held_out * corpus.tokenizer.token_bytes).sum())
+  return float(bits / corpus.validation.bytes.sum())

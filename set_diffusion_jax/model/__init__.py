@@ -5,6 +5,7 @@ import dataclasses
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding
 
 from set_diffusion_jax.config import ModelConfig
 from set_diffusion_jax.index import clean_stream
@@ -39,6 +40,14 @@ class Network:
     return self.module.apply({"params": params}, h, method="unembed")
 
 
-def build_network(config: ModelConfig, vocab_size: int) -> Network:
-  """The transformer that a configuration asks for."""
-  return Network(Transformer(config, vocab_size), vocab_size)
+def build_network(
+  config: ModelConfig, vocab_size: int, rows: NamedSharding | None = None
+) -> Network:
+  """The transformer that a configuration asks for.
+
+  Args:
+    config: sizes.
+    vocab_size: V.
+    rows: how activations are laid out on a mesh, by their first axis.
+  """
+  return Network(Transformer(config, vocab_size, rows), vocab_size)

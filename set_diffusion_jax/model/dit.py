@@ -2,6 +2,7 @@
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jax.sharding import NamedSharding
 from jaxtyping import Array, Float, Key
 
 from set_diffusion_jax.config import ModelConfig
@@ -9,6 +10,7 @@ from set_diffusion_jax.model.attention import Shared, attention
 from set_diffusion_jax.model.layers import (
   LayerNorm,
   Linear,
+  by_row,
   dropout,
   gelu,
   rotate,
@@ -58,6 +60,7 @@ class DiTBlock(nn.Module):
   """Attention and MLP, each `x + gate * f(modulate(norm(x)))`."""
 
   config: ModelConfig
+  rows: NamedSharding | None
 
   @nn.compact
   def __call__(
@@ -77,6 +80,7 @@ class DiTBlock(nn.Module):
     shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = modulation
     key_1, key_2 = (None, None) if keys is None else split_rows(keys)
 
+    h = by_row(h, self.rows)
     x = modulate(LayerNorm(c.norm_epsilon, name="norm_attention")(h), shift_1, scale_1)
     shape = (3, c.heads, size)
     qkv = Linear((c.width,), shape, bias=False, name="qkv")(x)

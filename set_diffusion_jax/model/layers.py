@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding
 from jaxtyping import Array, Float, Int, Key
 
 
@@ -13,6 +14,15 @@ def precision(dtype) -> jax.lax.Precision:
   """float32 means float32: no bfloat16 passes on TPU, no TF32 on GPU."""
   exact = dtype == jnp.float32
   return jax.lax.Precision.HIGHEST if exact else jax.lax.Precision.DEFAULT
+
+
+def by_row(x: Array, rows: NamedSharding | None) -> Array:
+  """An activation laid out by its first axis, on a mesh; x itself without one.
+
+  Left alone, the compiler keeps weights that are sharded by fsdp where they are and
+  sends the activations of the whole global batch around instead.
+  """
+  return x if rows is None else jax.lax.with_sharding_constraint(x, rows)
 
 
 def trailing(parameter: Array, like: Array) -> Array:

@@ -2,11 +2,12 @@
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jax.sharding import NamedSharding
 from jaxtyping import Array, Float, Key
 
 from set_diffusion_jax.config import ModelConfig
 from set_diffusion_jax.model.attention import Shared, attention
-from set_diffusion_jax.model.layers import Linear, RMSNorm, dropout, rotate
+from set_diffusion_jax.model.layers import Linear, RMSNorm, by_row, dropout, rotate
 from set_diffusion_jax.rng import split_rows
 
 
@@ -14,6 +15,7 @@ class Qwen3Block(nn.Module):
   """Attention and MLP, each `x + f(norm(x))`; no biases."""
 
   config: ModelConfig
+  rows: NamedSharding | None
 
   @nn.compact
   def __call__(
@@ -35,6 +37,7 @@ class Qwen3Block(nn.Module):
     def normed(x, name: str):
       return rotate(RMSNorm(c.norm_epsilon, name=name)(x), shared.angles)
 
+    h = by_row(h, self.rows)
     x = RMSNorm(c.norm_epsilon, name="norm_attention")(h)
     q = normed(heads(x, c.heads, "q"), "q_norm")
     k = normed(heads(x, c.key_heads, "k"), "k_norm")

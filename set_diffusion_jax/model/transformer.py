@@ -6,6 +6,7 @@ What differs between methods is in the index arrays.
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding
 from jaxtyping import Array, Float, Int, Key
 
 from set_diffusion_jax.config import ModelConfig
@@ -16,6 +17,7 @@ from set_diffusion_jax.model.layers import (
   LayerNorm,
   Linear,
   RMSNorm,
+  by_row,
   precision,
   rotary_angles,
 )
@@ -31,6 +33,7 @@ class Transformer(nn.Module):
 
   config: ModelConfig
   vocab_size: int
+  rows: NamedSharding | None = None  # of activations, where there is a mesh
 
   def setup(self):
     c = self.config
@@ -45,7 +48,7 @@ class Transformer(nn.Module):
       split_rngs={"params": True},
       in_axes=(0, 0, nn.broadcast),
       length=c.layers,
-    )(c)
+    )(c, self.rows)
     self.norm = (LayerNorm if c.backbone == "dit" else RMSNorm)(c.norm_epsilon)
     if not c.tied:
       # Zero: the first loss is log(V - 1), whatever the rest does.
@@ -86,18 +89,21 @@ class Transformer(nn.Module):
     cached, cache_index = None, None
     if cache is not None:
       cached, cache_index = (cache.k, cache.v), cache.index
-    return self.blocks(h, cached, keys, Shared(index, angles, cache_index, condition))
+    shared = Shared(index, angles, cache_index, condition)
+    h, new = self.blocks(h, cached, keys, shared)
+    return by_row(h, self.rows), new
 
   def unembed(self, h: Float[Array, "B P D"]) -> Float[Array, "B P V"]:
     """Logits in the compute dtype; [MASK] is not suppressed here."""
     shift, scale = None, None
     if self.config.adaln:
       shift, scale = self.head_adaln(self.condition(), h.dtype)
-    h = modulate(self.norm(h), shift, scale)
+    h = modulate(self.norm(by_row(h, self.rows)), shift, scale)
     if not self.config.tied:
-      return self.head(h)
+      return by_row(self.head(h), self.rows)
     table = self.embedding.astype(h.dtype)
-    return jnp.einsum("bpd,vd->bpv", h, table, precision=precision(h.dtype))
+    logits = jnp.einsum("bpd,vd->bpv", h, table, precision=precision(h.dtype))
+    return by_row(logits, self.rows)
 
   def __call__(self, tokens: Int[Array, "B T"], index: TokenIndex):
     """Logits of every slot; touches every parameter, so it serves to initialise."""

@@ -1,0 +1,79 @@
+"""`sample` and `infill`."""
+
+import argparse
+import dataclasses
+import json
+import os
+import sys
+import textwrap
+from collections.abc import Sequence
+
+from set_diffusion_jax.cli.configuration import checked, load_model, with_options
+from set_diffusion_jax.cli.files import read_texts, write_text
+from set_diffusion_jax.errors import UserError
+
+_DECODE_OPTIONS = (
+  "commit tokens_per_step threshold window temperature top_k top_p".split()
+)
+
+
+def sample(arguments: argparse.Namespace, changes: Sequence[str]) -> None:
+  """Continues prompts."""
+  texts = [*(arguments.prompt or []), *read_texts(arguments.input, "prompt")]
+  _generate(arguments, changes, texts or [""], "prompt")
+
+
+def infill(arguments: argparse.Namespace, changes: Sequence[str]) -> None:
+  """Fills the gaps of texts."""
+  texts = [*arguments.text, *read_texts(arguments.input, "text")]
+  if not texts:
+    raise UserError('infill: give texts such as "The [MASK:12] sat.", or --input=FILE')
+  _generate(arguments, changes, texts, "text")
+
+
+def _generate(
+  arguments: argparse.Namespace, changes: Sequence[str], texts: list[str], field: str
+) -> None:
+  from set_diffusion_jax.decode import Stops
+
+  if arguments.num < 1:
+    raise UserError(f"--num={arguments.num}: must be at least 1")
+  if arguments.stop_repeats is not None and arguments.stop_repeats < 2:
+    raise UserError(f"--stop-repeats={arguments.stop_repeats}: must be at least 2")
+  stops = Stops(
+    tuple(arguments.stop or ()), arguments.stop_regex, arguments.stop_repeats
+  )
+  model = load_model(arguments, changes)
+  options = with_options(model.config.decode, arguments, _DECODE_OPTIONS)
+  config = checked(dataclasses.replace(model.config, decode=options))
+  model = dataclasses.replace(model, config=config)
+  texts = [text for text in texts for _ in range(arguments.num)]
+  if field == "prompt":
+    templates = model.continued(texts, arguments.length)
+  else:
+    templates = model.templates(texts)
+  generation = model.generation(templates, arguments.seed)
+  if arguments.stream and sys.stdout.isatty():
+    _watch(generation, stops, [len(t) for t in templates], model.tokenizer)
+  results = generation.finish(stops)
+  for number, result in enumerate(results, 1):
+    steps = f"{result['steps']} steps for {len(result['tokens'])} tokens"
+    print(f"--- sample {number} of {len(results)}, {steps}")
+    print(result["text"])
+  rows = [{field: text, **result} for text, result in zip(texts, results, strict=True)]
+  write_text(arguments.output, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def _watch(generation, stops, lengths: list[int], tokenizer) -> None:
+  """Shows the texts on the terminal while masks turn into text."""
+  height = 0
+  for look in generation.run(stops, every=1):
+    size = os.get_terminal_size()
+    lines = []
+    for tokens, length in zip(look.tokens, lengths, strict=True):
+      text = tokenizer.decode(tokens[:length], mask="\N{LIGHT SHADE}")
+      lines += textwrap.wrap(text, size.columns - 1) or [""]
+    lines = lines[: size.lines - 1]
+    back = f"\x1b[{height}A" if height else ""
+    print(back + "".join(f"\x1b[2K{line}\n" for line in lines), end="", flush=True)
+    height = len(lines)

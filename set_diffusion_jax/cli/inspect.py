@@ -1,0 +1,93 @@
+"""`inspect` and `convert`: what is in a checkpoint, and the way to other formats."""
+
+import argparse
+import json
+from collections.abc import Sequence
+
+from set_diffusion_jax.cli.configuration import read_config
+from set_diffusion_jax.cli.files import check_output, write
+from set_diffusion_jax.config import Config
+from set_diffusion_jax.errors import UserError
+
+
+def convert(arguments: argparse.Namespace) -> None:
+  """Converts a checkpoint and says what was done."""
+  from set_diffusion_jax import convert as conversion
+
+  figures = None
+  if arguments.evaluation is not None:
+    try:
+      figures = json.loads(arguments.evaluation.read_text())
+    except OSError as error:
+      raise UserError(
+        f"--evaluation={arguments.evaluation}: {error.strerror}"
+      ) from None
+    except ValueError:
+      raise UserError(f"--evaluation={arguments.evaluation}: is not JSON") from None
+    if not isinstance(figures, dict):
+      raise UserError(f"--evaluation={arguments.evaluation}: must be a JSON object")
+  report = conversion.convert(
+    arguments.source,
+    arguments.destination,
+    weights=arguments.weights,
+    dtype=arguments.dtype,
+    shard_size=round(arguments.shard_size * 10**9),
+    verify=arguments.verify,
+    evaluation=figures,
+  )
+  print(f"{report.direction}: {report.destination}")
+  kind = f", {report.weights} weights" if report.weights else ""
+  print(f"{report.parameters:,} parameters, {', '.join(report.dtypes)}{kind}")
+  for note in report.notes:
+    print(f"note: {note}")
+  if arguments.verify:
+    print(f"verified: {report.verified} parameters are equal bit by bit")
+    found = "not compared, torch is not installed"
+    if report.logits_difference is not None:
+      found = f"differ by {report.logits_difference:.1g} of the largest"
+    print(f"logits of PyTorch's own forward pass: {found}")
+
+
+def inspect(arguments: argparse.Namespace, configuration: Sequence[str]) -> None:
+  """Describes a checkpoint, or draws masks."""
+  if arguments.mask == (arguments.checkpoint is not None):
+    raise UserError("inspect: give a checkpoint, or --mask and --config=FILE")
+  if arguments.mask:
+    _inspect_mask(arguments, read_config(configuration))
+    return
+  from set_diffusion_jax.convert import describe, description_text
+
+  if configuration:
+    raise UserError(f"{configuration[0]}: a checkpoint has its own")
+  check_output(arguments.output)
+  description = describe(arguments.checkpoint)
+  print(description_text(description))
+  write(arguments.output, description)
+
+
+def _inspect_mask(arguments: argparse.Namespace, config: Config) -> None:
+  from set_diffusion_jax import picture
+
+  if not 2 <= arguments.length <= config.data.length:
+    right = f"must be from 2 to data.length={config.data.length}"
+    raise UserError(f"--length={arguments.length}: {right}")
+  panels = []
+  for name in (arguments.methods or config.method.name).split(","):
+    settings = config.to_dict()
+    settings["data"]["length"] = arguments.length
+    settings["method"].update(name=name, prediction_budget=None)
+    one = Config.from_dict(settings)
+    objective = picture.objective_of(one)
+    index = picture.drawn_index(objective, arguments.length, arguments.seed)
+    panels.append((picture.title(one), index))
+  if arguments.output is None:
+    print("\n\n".join(f"{title}\n{picture.terminal(i)}" for title, i in panels))
+    return
+  if arguments.output.suffix != ".png":
+    raise UserError(f"--output={arguments.output}: must end in .png")
+  try:
+    picture.save(panels, arguments.output)
+  except OSError as error:
+    raise UserError(f"--output={arguments.output}: {error.strerror}") from None
+  except ImportError:
+    raise UserError("--output: needs matplotlib; pip install matplotlib") from None

@@ -1,0 +1,159 @@
+"""The arguments of every verb."""
+
+import argparse
+import pathlib
+
+from set_diffusion_jax.config import COMMITS, WEIGHTS
+from set_diffusion_jax.data.zero_shot import ZERO_SHOT
+from set_diffusion_jax.errors import UserError
+
+_ABOUT = """Set Diffusion language models: train, evaluate, generate, convert.
+
+Exit codes: 0 done; 2 your mistake, one line on stderr; 4 non-finite loss; 130
+interrupted.
+"""
+_CONFIG_HELP = (
+  "--config=FILE[:key=value,...] names the configuration (required); "
+  "--config.group.field=value changes one of its fields."
+)
+
+
+_OVERRIDE_HELP = (
+  "--config.group.field=value changes a field of the checkpoint's own configuration, "
+  "such as --config.data.validation_path=FILE or --config.method.max_set_size=16."
+)
+
+
+class _Parser(argparse.ArgumentParser):
+  """One line instead of a usage text for a mistake."""
+
+  def error(self, message: str):
+    raise UserError(f"{message}; see {self.prog} --help")
+
+
+def make_parser() -> argparse.ArgumentParser:
+  """The parser; `--config` and its fields are not its own."""
+  parser = _Parser(prog="set-diffusion", description=_ABOUT, allow_abbrev=False)
+  verbs = parser.add_subparsers(dest="verb", required=True, parser_class=_Parser)
+
+  def verb(name: str, text: str) -> argparse.ArgumentParser:
+    return verbs.add_parser(name, help=text, description=text, allow_abbrev=False)
+
+  train = verb("train", "Train, or continue, the run of a work directory.")
+  train.add_argument("--workdir", required=True, type=pathlib.Path)
+  train.epilog = _CONFIG_HELP
+
+  _evaluate(verb("evaluate", "Held-out likelihood of a checkpoint."))
+  sample = verb("sample", "Continue texts with a checkpoint.")
+  sample.add_argument("--prompt", action="append", help="may be given several times")
+  sample.add_argument("--length", type=int, help="tokens, prompt and BOS included")
+  _generation(sample, "prompt")
+
+  infill = verb("infill", "Fill the gaps of texts with a checkpoint.")
+  infill.add_argument(
+    "text", nargs="*", help='such as "The [MASK:12] sat on the [MASK:5]."'
+  )
+  _generation(infill, "text")
+
+  _convert(verb("convert", "Convert a checkpoint to the other side: Orbax, PyTorch."))
+  _inspect(verb("inspect", "What a checkpoint holds, or who sees whom for a method."))
+  return parser
+
+
+def _evaluate(parser: argparse.ArgumentParser) -> None:
+  _checkpoint(parser)
+  parser.add_argument("--draws", type=int, help="orders drawn for each sequence")
+  parser.add_argument("--sequences", type=int, help="only the first ones")
+  parser.add_argument("--batch-size", type=int)
+  parser.add_argument("--seed", type=int, help="of the drawn orders")
+  parser.add_argument(
+    "--order", help='"left_to_right" or a .npy file of positions: exact log p under it'
+  )
+  parser.add_argument(
+    "--zero-shot",
+    metavar="NAME,...",
+    help=f"instead of the run's own text: all, or some of {', '.join(ZERO_SHOT)}",
+  )
+  parser.add_argument(
+    "--zero-shot-data",
+    type=pathlib.Path,
+    metavar="DIR",
+    help="NAME.txt or NAME.jsonl of each corpus, or where TFDS prepared it",
+  )
+  parser.epilog = _OVERRIDE_HELP
+
+
+def _convert(parser: argparse.ArgumentParser) -> None:
+  parser.add_argument("source", type=pathlib.Path, help="any format, detected")
+  parser.add_argument("destination", type=pathlib.Path, help="a new directory")
+  parser.add_argument(
+    "--weights", choices=WEIGHTS, help="default: ema, if there is one"
+  )
+  parser.add_argument(
+    "--dtype", help="float32, bfloat16 or float16; default: as stored"
+  )
+  parser.add_argument(
+    "--shard-size", type=float, default=5.0, metavar="GB", help="of safetensors files"
+  )
+  parser.add_argument(
+    "--verify", action="store_true", help="read the result again, compare every bit"
+  )
+  parser.add_argument(
+    "--evaluation",
+    type=pathlib.Path,
+    metavar="FILE.json",
+    help="figures for the model card, as evaluate --output wrote them",
+  )
+
+
+def _inspect(parser: argparse.ArgumentParser) -> None:
+  parser.add_argument(
+    "checkpoint", nargs="?", type=pathlib.Path, help="any supported format"
+  )
+  parser.add_argument("--mask", action="store_true", help="draw the mask of --config")
+  parser.add_argument("--length", type=int, default=16, help="positions to draw")
+  parser.add_argument("--seed", type=int, default=0, help="of the drawn order")
+  parser.add_argument(
+    "--methods", help="comma-separated, side by side; default: the configuration's"
+  )
+  parser.add_argument(
+    "--output",
+    type=pathlib.Path,
+    help="JSON file, or with --mask a PNG (needs matplotlib); else: terminal",
+  )
+  parser.epilog = _CONFIG_HELP
+
+
+def _generation(parser: argparse.ArgumentParser, field: str) -> None:
+  """What `sample` and `infill` have in common."""
+  _checkpoint(parser)
+  parser.add_argument(
+    "--input",
+    metavar="FILE",
+    help=f'texts, one a line, or JSON lines with "{field}"; - for standard input',
+  )
+  parser.add_argument("--num", type=int, default=1, help="samples of each text")
+  parser.add_argument("--seed", type=int, default=0)
+  parser.add_argument("--commit", choices=COMMITS)
+  parser.add_argument("--tokens-per-step", type=float)
+  parser.add_argument("--threshold", type=float, help="commit what is so likely, too")
+  parser.add_argument("--window", type=int, help="candidates of a step")
+  parser.add_argument("--temperature", type=float, help="0: the likeliest token")
+  parser.add_argument("--top-k", type=int)
+  parser.add_argument("--top-p", type=float)
+  parser.add_argument("--stop", action="append", help="ends a text; several times")
+  parser.add_argument("--stop-regex", help="ends a text where it matches")
+  parser.add_argument("--stop-repeats", type=int, help="so many equal tokens end it")
+  parser.add_argument("--stream", action="store_true", help="watch the masks turn")
+  parser.epilog = _OVERRIDE_HELP
+
+
+def _checkpoint(parser: argparse.ArgumentParser) -> None:
+  parser.add_argument(
+    "--checkpoint",
+    required=True,
+    type=pathlib.Path,
+    help="a work directory, one of its checkpoints/STEP, or a PyTorch-format directory",
+  )
+  parser.add_argument("--weights", choices=WEIGHTS, help="default: ema")
+  parser.add_argument("--output", type=pathlib.Path, help="JSON file for the figures")

@@ -1,0 +1,218 @@
+"""Ranges and combinations of settings: what cannot work is refused, in one line."""
+
+import functools
+import json
+
+from set_diffusion_jax.config.groups import (
+  BACKBONES,
+  COMMITS,
+  COMPATS,
+  CONTEXTS,
+  CUTS,
+  DENOMINATORS,
+  DETOKENIZERS,
+  DTYPES,
+  ENDS,
+  LEARNING_RATES,
+  MASK_SCHEDULES,
+  METHODS,
+  NOISES,
+  PREDICTIONS,
+  PROMOTIONS,
+  REMATS,
+  SOURCES,
+  WEIGHTINGS,
+  WEIGHTS,
+  CorruptionConfig,
+  DataConfig,
+  DecodeConfig,
+  MethodConfig,
+  ModelConfig,
+)
+from set_diffusion_jax.errors import UserError
+
+
+def check(config) -> None:
+  """Checks ranges and combinations; UserError on the first that is wrong."""
+  require = _Require(config)
+  _check_fields(require)
+  _check_model(require, config.model)
+  _check_method(require, config.method, config.data, config.corruption)
+  _check_training(require, config)
+
+
+class _Require:
+  """Raises UserError with a field's name and value where a condition does not hold."""
+
+  def __init__(self, config):
+    self._config = config
+
+  def value(self, name: str):
+    """Of a dotted name."""
+    return functools.reduce(getattr, name.split("."), self._config)
+
+  def __call__(self, holds: bool, name: str, right: str) -> None:
+    if not holds:
+      raise UserError(f"{name} = {json.dumps(self.value(name))}: must be {right}")
+
+  def one_of(self, name: str, choices: tuple[str, ...]) -> None:
+    self(self.value(name) in choices, name, "one of " + ", ".join(choices))
+
+
+def _check_fields(require: _Require) -> None:
+  """Fields one by one."""
+  require.one_of("model.backbone", BACKBONES)
+  require.one_of("model.dtype", DTYPES)
+  require.one_of("model.remat", REMATS)
+  require.one_of("method.name", METHODS)
+  require.one_of("method.noise", NOISES)
+  require.one_of("method.predict", PREDICTIONS)
+  require.one_of("corruption.schedule", MASK_SCHEDULES)
+  require.one_of("loss.weighting", WEIGHTINGS)
+  require.one_of("loss.denominator", DENOMINATORS)
+  require.one_of("data.source", SOURCES)
+  require.one_of("data.cut", CUTS)
+  require.one_of("data.eos", ENDS)
+  require.one_of("data.detokenizer", DETOKENIZERS)
+  require.one_of("optimizer.schedule", LEARNING_RATES)
+  require.one_of("evaluate.weights", WEIGHTS)
+  require.one_of("decode.commit", COMMITS)
+  require.one_of("decode.promotion", PROMOTIONS)
+  require.one_of("decode.repetition_context", CONTEXTS)
+  require.one_of("compat", COMPATS)
+
+  for name in (
+    "model.layers model.width model.heads model.ffn model.condition_width "
+    "train.steps train.batch_size train.accumulate train.log_every "
+    "train.evaluate_every train.checkpoint_every train.keep_latest "
+    "mesh.fsdp mesh.tensor evaluate.batch_size evaluate.draws"
+  ).split():
+    require(require.value(name) >= 1, name, "at least 1")
+  for name in "train.keep_best optimizer.warmup_steps train.seed evaluate.seed".split():
+    require(require.value(name) >= 0, name, "0 or more")
+  for name in ("train.seed", "evaluate.seed"):
+    require(require.value(name) < 2**31, name, "below 2**31")
+
+
+def _check_model(require: _Require, model: ModelConfig) -> None:
+  divides = model.width % model.heads == 0
+  given = model.head_size is not None
+  require(given or divides, "model.width", f"a multiple of heads={model.heads}")
+  even = model.head_width > 0 and model.head_width % 2 == 0
+  if given:
+    require(even, "model.head_size", "even and above 0 (rotary positions rotate pairs)")
+  else:
+    require(even, "model.heads", "such that width / heads is even (for rotary pairs)")
+  if model.kv_heads is not None:
+    fits = model.kv_heads > 0 and model.heads % model.kv_heads == 0
+    require(fits, "model.kv_heads", f"a divisor of heads={model.heads}")
+  if model.backbone == "dit":
+    require(model.kv_heads is None, "model.kv_heads", "null for backbone=dit")
+    require(model.head_size is None, "model.head_size", "null for backbone=dit")
+    require(not model.tied, "model.tied", "false for backbone=dit")
+  else:
+    require(not model.adaln, "model.adaln", "false for backbone=qwen3")
+  require(model.norm_epsilon > 0, "model.norm_epsilon", "above 0")
+  require(0 <= model.dropout < 1, "model.dropout", "in [0, 1)")
+  require(model.rotary_base > 1, "model.rotary_base", "above 1")
+
+
+def _check_method(
+  require: _Require,
+  method: MethodConfig,
+  data: DataConfig,
+  corruption: CorruptionConfig,
+) -> None:
+  special = int(data.bos) + int(data.eos == "sequences")
+  require(data.length >= 1 + max(1, special), "data.length", "more than BOS and EOS")
+  require(0 < data.validation_fraction < 1, "data.validation_fraction", "in (0, 1)")
+  files = data.train_path is not None or data.validation_path is not None
+  if data.source in ("text", "lines", "jsonl"):
+    require(files, "data.train_path", f"set when data.source={data.source}")
+  if data.source == "tfds":
+    require(data.name is not None, "data.name", "set when data.source=tfds")
+
+  require(method.block_size >= 1, "method.block_size", "at least 1")
+  require(
+    method.name != "block" or data.length % method.block_size == 0,
+    "method.block_size",
+    f"a divisor of data.length={data.length}",
+  )
+  require(method.grid >= 1, "method.grid", "at least 1")
+  low, high = corruption.t_min, corruption.t_max
+  require(0 <= low < 1, "corruption.t_min", "in [0, 1)")
+  require(low < high <= 1, "corruption.t_max", f"above t_min={low} and at most 1")
+  width = corruption.clip_width
+  require(width is None or 0 < width <= 1, "corruption.clip_width", "in (0, 1]")
+  without = f"null for method {method.name}, which has no noise levels"
+  levels = method.has_levels and method.predict == "all"
+  require(width is None or levels, "corruption.clip_width", without)
+  only = method.predict == "all" or method.name == "set"
+  require(only, "method.predict", f'"all" for method {method.name}')
+  fixed = f"false for method {method.name}, whose order is fixed"
+  require(method.has_schedule or not method.eos_last, "method.eos_last", fixed)
+  require(method.max_set_size >= 1, "method.max_set_size", "at least 1")
+  span = data.length * method.max_set_size / (data.length + method.max_set_size - 1)
+  below = f"below length * w = {span:.4g}"
+  if method.prediction_budget is not None:
+    fits = 0 < method.prediction_budget < span
+    require(fits, "method.prediction_budget", f"above 0 and {below}")
+  elif method.name in ("set", "general"):
+    fits = method.max_set_size / 4 < span
+    right = f"such that the prediction budget, a fourth of it, is {below}"
+    require(fits, "method.max_set_size", right)
+
+
+def _check_training(require: _Require, config) -> None:
+  optimizer = config.optimizer
+  require(optimizer.learning_rate > 0, "optimizer.learning_rate", "above 0")
+  require(0 <= optimizer.final_fraction <= 1, "optimizer.final_fraction", "in [0, 1]")
+  for name in ("optimizer.beta1", "optimizer.beta2", "optimizer.ema_decay"):
+    require(0 <= require.value(name) < 1, name, "in [0, 1)")
+  require(optimizer.epsilon > 0, "optimizer.epsilon", "above 0")
+  require(optimizer.weight_decay >= 0, "optimizer.weight_decay", "0 or more")
+  require(optimizer.clip_norm > 0, "optimizer.clip_norm", "above 0")
+
+  require(
+    config.train.batch_size % config.train.accumulate == 0,
+    "train.batch_size",
+    f"a multiple of train.accumulate={config.train.accumulate}",
+  )
+  require(config.mesh.data >= 1 or config.mesh.data == -1, "mesh.data", "-1 or above 0")
+  _check_evaluation(require, config)
+  _check_decoding(require, config.decode)
+
+
+def _check_decoding(require: _Require, decode: DecodeConfig) -> None:
+  require(decode.tokens_per_step >= 1, "decode.tokens_per_step", "at least 1")
+  for name in ("window", "top_k"):
+    value = getattr(decode, name)
+    require(value is None or value >= 1, f"decode.{name}", "at least 1")
+  for name in ("top_p", "threshold"):
+    value = getattr(decode, name)
+    require(value is None or 0 < value <= 1, f"decode.{name}", "in (0, 1]")
+  require(decode.temperature >= 0, "decode.temperature", "0 or more")
+  for name in ("repetition_penalty", "length_penalty"):
+    require(getattr(decode, name) > 0, f"decode.{name}", "above 0")
+  for name in ("minimum_length", "length_penalty_start"):
+    require(getattr(decode, name) >= 0, f"decode.{name}", "0 or more")
+
+
+def _check_evaluation(require: _Require, config) -> None:
+  evaluate, data = config.evaluate, config.data
+  few = evaluate.sequences is None or evaluate.sequences >= 1
+  require(few, "evaluate.sequences", "at least 1")
+  if evaluate.order != "drawn":
+    singles = config.method.one_at_a_time
+    require(singles, "evaluate.order", f'"drawn" for method {config.method.name}')
+    require(evaluate.draws == 1, "evaluate.draws", "1 where evaluate.order is given")
+    file = evaluate.order.endswith(".npy") and config.method.name != "ar"
+    known = evaluate.order == "left_to_right" or file
+    also = "" if config.method.name == "ar" else " or a .npy file"
+    require(known, "evaluate.order", f'"drawn" or "left_to_right"{also}')
+  width = data.length - int(data.bos) - int(data.eos == "sequences")
+  if evaluate.stride is not None:
+    fits = 1 <= evaluate.stride <= width
+    require(fits, "evaluate.stride", f"from 1 to the window's {width} tokens")
+    wrapped = data.cut == "wrapped"
+    require(wrapped, "evaluate.stride", "null where data.cut=sentence")

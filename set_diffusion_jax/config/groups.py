@@ -1,0 +1,250 @@
+"""Every setting: its default and its meaning, in groups, and what it can be."""
+
+import dataclasses
+
+BACKBONES = ("dit", "qwen3")
+METHODS = ("ar", "any_order", "set", "masked", "block", "general")
+MASK_SCHEDULES = ("linear", "cosine", "square", "square_root", "log", "log_linear")
+WEIGHTINGS = ("nelbo", "uniform")
+NOISES = ("full", "level")
+PREDICTIONS = ("all", "active")
+DTYPES = ("float32", "bfloat16")
+DENOMINATORS = ("tokens", "masked", "sequences", "masked_sequences")
+LEARNING_RATES = ("constant", "cosine")
+SOURCES = ("embedded", "text", "lines", "jsonl", "tfds", "none")
+CUTS = ("wrapped", "sentence")
+ENDS = ("documents", "sequences", "none")
+DETOKENIZERS = ("none", "wikitext", "ptb", "lm1b", "lambada", "scientific_papers")
+COMPATS = ("none", "setdlms")
+COMMITS = ("order", "confidence", "margin", "posterior")
+PROMOTIONS = ("first", "passed")
+CONTEXTS = ("left", "both")
+WEIGHTS = ("ema", "raw")
+REMATS = ("none", "layer")
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+  """The transformer. `ffn` is the width of the MLP's hidden layer.
+
+  dit: layer norm, GELU, an output layer with bias; `head_size` is width / heads.
+  qwen3: RMS norm, SwiGLU, grouped-query attention; the output layer may be `tied`.
+  """
+
+  backbone: str = "dit"
+  layers: int = 12
+  width: int = 768
+  heads: int = 12
+  kv_heads: int | None = None  # qwen3: heads of keys and values; None: as many
+  head_size: int | None = None  # qwen3; None: width / heads
+  ffn: int = 3072
+  dropout: float = 0.0
+  adaln: bool = False
+  condition_width: int = 128  # width of the adaLN conditioning vector
+  tied: bool = False  # qwen3: the output layer is the embedding
+  norm_epsilon: float = 1e-5
+  rotary_base: float = 10_000.0
+  dtype: str = "float32"  # of the computation; parameters are always float32
+  remat: str = "none"  # "layer" recomputes each layer in the backward pass
+
+  @property
+  def key_heads(self) -> int:
+    """Heads of keys and values."""
+    return self.kv_heads or self.heads
+
+  @property
+  def head_width(self) -> int:
+    """Dh."""
+    return self.head_size or self.width // self.heads
+
+
+@dataclasses.dataclass(frozen=True)
+class MethodConfig:
+  """Which sets are generated in which order.
+
+  ar: from left to right in one stream. any_order: one position at a time in a uniformly
+  random order. set: one position at a time in the order of a position-offset schedule.
+  general: that schedule's reveal times, rounded to a grid, group positions into sets.
+  block: blocks from left to right. masked: all positions are one set.
+
+  For `set` and `general`, at most `max_set_size` (N) positions are active at once and
+  on average `prediction_budget` (C) of them are masked; None means N / 4, the paper's
+  choice. With predict=active, an ablation of the paper's, one pass predicts only the
+  positions that are active at one noise level; they see mask tokens before them.
+  """
+
+  name: str = "set"
+  max_set_size: float = 8.0
+  prediction_budget: float | None = None
+  block_size: int = 4  # positions of a block, for `block` only
+  grid: int = 32  # intervals that reveal times are rounded to, for `general` only
+  noise: str = "full"  # of a general set: "full", or a noise "level" of its own
+  predict: str = "all"  # set: every position, or only those "active" at a drawn level
+  eos_last: bool = False  # in training, EOS targets come after all other targets
+
+  @property
+  def one_at_a_time(self) -> bool:
+    """Whether every set is a single position: one order gives an exact log p."""
+    return self.name in ("ar", "any_order", "set")
+
+  @property
+  def has_schedule(self) -> bool:
+    """Whether orders come from a position-offset schedule."""
+    return self.name in ("any_order", "set", "general")
+
+  @property
+  def has_levels(self) -> bool:
+    """Whether sets are partly masked, at noise levels that are drawn."""
+    return (
+      self.name in ("masked", "block")
+      or (self.name == "general" and self.noise == "level")
+      or self.predict == "active"
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class CorruptionConfig:
+  """Noise levels of `masked`, `block` and of `general` with noise=level.
+
+  In training t is uniform on [t_min, t_max]; evaluation always draws from [0, 1] under
+  the linear schedule. With
+  `clip_width`, each evaluation searches that range anew, for the interval at least so
+  wide on which the training loss varies least (BD3-LM's clipped schedules).
+  """
+
+  schedule: str = "linear"
+  t_min: float = 0.0
+  t_max: float = 1.0
+  clip_width: float | None = None  # None: no search
+
+
+@dataclasses.dataclass(frozen=True)
+class LossConfig:
+  """The training loss. Evaluation is always the NELBO.
+
+  `weighting` is of tokens masked at a noise level: nelbo, -alpha' / (1 - alpha), or
+  uniform. `denominator`: tokens, nats per counted token of the global batch; masked,
+  per masked one; sequences and masked_sequences, the mean over sequences of each one's
+  own mean, as the published code averages.
+  """
+
+  weighting: str = "nelbo"
+  denominator: str = "tokens"
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+  """Where text comes from and how it is cut into sequences of `length` tokens.
+
+  source: embedded, Python's own manual; text, files of one document each; lines, files
+  of one document a line; jsonl, of one JSON object a line; tfds, a TensorFlow data set
+  prepared in `directory`; none, where weights came without their text. Files may be
+  gzipped.
+
+  cut: wrapped, documents are joined and cut; sentence, each document is a sequence of
+  its own, cut off at `length` and padded.
+  """
+
+  source: str = "embedded"
+  train_path: str | None = None  # of files: a path, or a pattern such as dir/*.txt
+  validation_path: str | None = None  # None: hold out a part of train_path
+  validation_fraction: float = 0.1
+  field: str = "text"  # jsonl, tfds: where a record's text is; "a,b" joins two
+  name: str | None = None  # tfds: the data set, such as lm1b or scientific_papers/arxiv
+  directory: str | None = None  # tfds: where it was prepared; None: TFDS's own choice
+  train_split: str = "train"  # tfds
+  validation_split: str = "test"  # tfds
+  detokenizer: str = "none"  # undoes the markup of a published corpus
+  tokenizer: str = "byte"  # or the path of a tokenizer.json
+  cut: str = "wrapped"
+  length: int = 256  # tokens of a sequence, its BOS included
+  bos: bool = True  # each sequence starts with BOS, as context that is not counted
+  eos: str = "documents"  # what ends with EOS, which is counted: or "sequences", "none"
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+  """AdamW after global-norm clipping, with an EMA of the parameters."""
+
+  learning_rate: float = 3e-4
+  schedule: str = "constant"  # after the warm-up: "constant" or "cosine"
+  warmup_steps: int = 2500
+  final_fraction: float = 0.0  # cosine: the last learning rate over the highest one
+  beta1: float = 0.9
+  beta2: float = 0.999
+  epsilon: float = 1e-8
+  weight_decay: float = 0.0
+  clip_norm: float = 1.0
+  ema_decay: float = 0.9999
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+  """Cadence is in optimiser steps; `batch_size` is global, in sequences."""
+
+  steps: int = 1_000_000
+  batch_size: int = 512
+  accumulate: int = 1  # micro-batches a step
+  seed: int = 0
+  gradient_variance: bool = False  # measure it: two more backward passes a step
+  log_every: int = 100
+  evaluate_every: int = 5000
+  checkpoint_every: int = 5000
+  keep_latest: int = 2
+  keep_best: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+  """Devices along each mesh axis; data = -1 takes all devices that are left."""
+
+  data: int = -1
+  fsdp: int = 1
+  tensor: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateConfig:
+  """Monte Carlo evaluation. `draws` orders are drawn for each sequence."""
+
+  batch_size: int = 64
+  draws: int = 1
+  order: str = "drawn"  # "left_to_right", or a .npy file of positions, [L] or [n, L]
+  stride: int | None = None  # tokens between windows; None: windows do not overlap
+  sequences: int | None = None  # evaluate the first ones only; None: all
+  seed: int = 0
+  weights: str = "ema"  # or "raw"
+
+
+@dataclasses.dataclass(frozen=True)
+class DecodeConfig:
+  """How text is generated.
+
+  `commit` says which candidates a step commits. `order`: the next ones of an order
+  drawn from the training policy (inside a block or a masked text: of a random order,
+  which is first-hitting sampling); `confidence`: those whose token is likeliest;
+  `margin`: those whose likeliest token is furthest ahead of the next; `posterior`: each
+  one with the chance that the linear schedule gives it on a grid of steps.
+
+  `window`: for sets, the candidates of a step, counted from the first missing position
+  (None: max_set_size); for masked diffusion, positions that are completed before the
+  next ones begin (None: the whole text).
+  """
+
+  commit: str = "order"
+  tokens_per_step: float = 1.0  # on average; n tokens take ceil(n / this) steps
+  threshold: float | None = None  # commit besides whatever is at least so likely
+  window: int | None = None
+  promotion: str = (
+    "first"  # given tokens right of a gap are read "first", or when "passed"
+  )
+  temperature: float = 1.0  # 0: the likeliest token
+  top_k: int | None = None  # draw from the k likeliest tokens
+  top_p: float | None = None  # draw from the fewest tokens that hold this probability
+  repetition_penalty: float = 1.0  # above 1: tokens of the text become less likely
+  repetition_context: str = "left"  # or "both": what is to the right counts as well
+  length_penalty: float = 1.0  # EOS grows by this power of the tokens after the start
+  length_penalty_start: int = 0  # new tokens before length_penalty sets in
+  minimum_length: int = 0  # new tokens before EOS is allowed
+  forbidden: tuple[int, ...] = ()  # ids that are never generated
+  stop_at_eos: bool = True

@@ -1,0 +1,70 @@
+"""Results of single rows on disk, so that a long evaluation can be interrupted."""
+
+import json
+import os
+import pathlib
+
+from set_diffusion_jax.errors import UserError
+
+Row = tuple[float, ...]
+
+
+class PartialResults:
+  """Rows that are done, in `OUTPUT.partial` beside the output file.
+
+  The file's first line says what is evaluated; it is refused where that differs. Draws
+  are keyed by row, so the rows may be done in any batch size and on any devices.
+
+  Attributes:
+    rows: row number -> its figures.
+    found: how many rows the file held when it was opened.
+  """
+
+  def __init__(self, output: pathlib.Path, what: dict):
+    self.path = output.with_name(output.name + ".partial")
+    self.rows: dict[int, Row] = {}
+    kept = 0
+    header = json.dumps(what, sort_keys=True)
+    try:
+      if self.path.exists():
+        kept = self._read(header)
+      if kept:
+        os.truncate(self.path, kept)
+      else:
+        self.path.write_text(header + "\n")
+    except OSError as error:
+      raise UserError(f"--output={output}: {error.strerror}") from None
+    self.found = len(self.rows)
+
+  def _read(self, header: str) -> int:
+    """Takes over the rows of the file; returns the length of its whole lines."""
+    text = self.path.read_bytes().decode("ascii", errors="replace")
+    lines = text.splitlines(keepends=True)
+    if not lines or not lines[0].endswith("\n"):
+      return 0
+    if lines[0].strip() != header:
+      raise UserError(
+        f"{self.path}: holds another evaluation; delete it, or give another --output"
+      )
+    kept = len(lines[0])
+    for line in lines[1:]:
+      try:
+        row, *figures = json.loads(line) if line.endswith("\n") else [None]
+      except (ValueError, TypeError):
+        break
+      if row is None:
+        break
+      self.rows[row] = tuple(figures)
+      kept += len(line)
+    return kept
+
+  def add(self, rows: dict[int, Row]) -> None:
+    """Remembers rows, on disk when it returns."""
+    self.rows.update(rows)
+    lines = "".join(json.dumps([row, *rows[row]]) + "\n" for row in rows)
+    with self.path.open("a") as file:
+      file.write(lines)
+
+  def finish(self) -> None:
+    """The evaluation is complete: removes the file."""
+    self.path.unlink()

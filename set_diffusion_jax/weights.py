@@ -1,0 +1,188 @@
+"""Weights of a checkpoint: reading them, and starting a new model from them."""
+
+import dataclasses
+import pathlib
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from set_diffusion_jax import data, sharding, workdir
+from set_diffusion_jax.checkpoint import Checkpoints, abstract
+from set_diffusion_jax.config import Config, MeshConfig
+from set_diffusion_jax.convert.source import open_source
+from set_diffusion_jax.errors import UserError
+from set_diffusion_jax.model import build_network
+
+
+class Stored(NamedTuple):
+  """A checkpoint's weights with what is needed to use them rightly.
+
+  Attributes:
+    config: the configuration that they were trained with.
+    params: the parameter tree, replicated on all devices.
+    tokenizer: text to ids and back.
+    step: optimiser steps that they have seen.
+    meta: everything that the checkpoint says about itself.
+  """
+
+  config: Config
+  params: dict
+  tokenizer: data.Tokenizer
+  step: int
+  meta: dict
+
+
+def read_weights(path: str | pathlib.Path, weights: str | None = None) -> Stored:
+  """The weights of a checkpoint of any supported format.
+
+  Args:
+    path: a work directory, whose last step is taken, or one step's directory; or what
+      `convert` reads: a PyTorch-format directory or file.
+    weights: "ema" or "raw"; None: what the configuration evaluates, and otherwise the
+      EMA where there is one.
+
+  Raises:
+    UserError: there is no checkpoint, or it is damaged.
+  """
+  path = pathlib.Path(path)
+  if path.is_file() or ((path / "config.json").is_file() and not _is_workdir(path)):
+    return _read_foreign(path, weights)
+  folder, step = _find(path)
+  with Checkpoints(folder) as checkpoints:
+    if step is None:
+      step = max(checkpoints.steps, default=None)
+    if step not in checkpoints.steps:
+      which = "no checkpoint yet" if step is None else f"no checkpoint of step {step}"
+      raise UserError(f"{path}: has {which}")
+    meta = checkpoints.restore_meta(step)
+    config = Config.from_dict(meta["config"])
+    tokenizer = data.restore_tokenizer(meta["tokenizer"])
+    network = build_network(config.model, tokenizer.vocabulary.size)
+    shapes = jax.eval_shape(lambda: network.init(jax.random.key(0)))
+    layout = sharding.state_shardings(shapes, sharding.make_mesh(MeshConfig()))
+    weights = weights or config.evaluate.weights
+    if weights == "ema" and "source" in meta:  # a converted checkpoint
+      raise UserError(f"--weights=ema: {path} holds one set of weights; leave it out")
+    name = {"ema": "ema", "raw": "params"}[weights]
+    params = checkpoints.restore_weights(step, name, abstract(shapes, layout))
+  return Stored(config, params, tokenizer, step, meta)
+
+
+def _is_workdir(path: pathlib.Path) -> bool:
+  return (path / workdir.CHECKPOINTS).is_dir() or workdir.is_run(path)
+
+
+def _read_foreign(path: pathlib.Path, weights: str | None) -> Stored:
+  """Weights in a PyTorch format, widened to float32."""
+  source = open_source(path, weights)
+  params = source.tree()
+  layout = sharding.state_shardings(params, sharding.make_mesh(MeshConfig()))
+  described = {
+    "name": source.tokenizer,
+    **dataclasses.asdict(source.vocabulary),
+    "files": source.files,
+  }
+  return Stored(
+    source.config,
+    jax.device_put(params, layout),
+    data.restore_tokenizer(described),
+    source.step or 0,
+    {"notes": source.notes},
+  )
+
+
+def _find(path: pathlib.Path) -> tuple[pathlib.Path, int | None]:
+  """The folder of steps, and the step that a path names, if it names one."""
+  if path.name.isdigit() and (path / "state").is_dir():
+    return path.parent, int(path.name)
+  if path.name.isdigit() and path.parent.name == workdir.CHECKPOINTS:
+    workdir.read(path.parent.parent)
+    return path.parent, int(path.name)
+  workdir.read(path)
+  if not (path / workdir.CHECKPOINTS).is_dir():
+    raise UserError(f"{path}: has no checkpoint yet")
+  return path / workdir.CHECKPOINTS, None
+
+
+@dataclasses.dataclass(frozen=True)
+class Graft:
+  """What became of each parameter when a model was started from other weights.
+
+  Attributes:
+    loaded: taken over as it is.
+    partly: taken over in the rows of the vocabulary that both have.
+    new: not in the checkpoint; freshly initialised.
+    left_out: in the checkpoint, but not in the model.
+  """
+
+  loaded: tuple[str, ...]
+  partly: tuple[str, ...]
+  new: tuple[str, ...]
+  left_out: tuple[str, ...]
+
+  def lines(self) -> list[str]:
+    """The report, a line for each kind that occurs."""
+    rows = [f"{len(self.loaded)} parameters loaded"]
+    for kind, names in (
+      ("partly (the vocabulary differs)", self.partly),
+      ("new", self.new),
+      ("left out", self.left_out),
+    ):
+      if names:
+        rows.append(f"{len(names)} {kind}: {', '.join(names)}")
+    return rows
+
+
+def graft(fresh: dict, stored: dict, where: str) -> tuple[dict, Graft]:
+  """A model's fresh parameters, replaced by stored ones of the same name.
+
+  Args:
+    fresh: the parameter tree of the model.
+    stored: that of the checkpoint.
+    where: names the checkpoint in an error.
+
+  Raises:
+    UserError: a parameter has another shape, beyond the size of the vocabulary, or
+      none has the same name.
+  """
+  mine, theirs = _by_name(fresh), _by_name(stored)
+  loaded, partly, result = [], [], dict(mine)
+  for name in mine.keys() & theirs.keys():
+    old, new = theirs[name], mine[name]
+    if old.shape == new.shape:
+      loaded.append(name)
+      result[name] = old.astype(new.dtype)
+      continue
+    axis = _VOCABULARY_AXIS.get(name)
+    if axis is None or _without(old.shape, axis) != _without(new.shape, axis):
+      raise UserError(
+        f'init_from = "{where}": {name} has shape {list(old.shape)} there and '
+        f"{list(new.shape)} here; model.* must agree with the checkpoint's"
+      )
+    partly.append(name)
+    common = (slice(None),) * axis + (slice(min(old.shape[axis], new.shape[axis])),)
+    result[name] = new.at[common].set(old[common].astype(new.dtype))
+  if not loaded:
+    raise UserError(f'init_from = "{where}": has no parameter of this backbone')
+  tree = jax.tree.unflatten(jax.tree.structure(fresh), [result[n] for n in mine])
+  report = Graft(
+    tuple(sorted(loaded)),
+    tuple(sorted(partly)),
+    tuple(sorted(mine.keys() - theirs.keys())),
+    tuple(sorted(theirs.keys() - mine.keys())),
+  )
+  return tree, report
+
+
+_VOCABULARY_AXIS = {"embedding": 0, "head/kernel": 1, "head/bias": 0}
+
+
+def _without(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
+  return shape[:axis] + shape[axis + 1 :]
+
+
+def _by_name(tree: dict) -> dict[str, jax.Array]:
+  leaves = jax.tree_util.tree_leaves_with_path(tree)
+  name = lambda path: jax.tree_util.keystr(path, simple=True, separator="/")
+  return {name(path): jnp.asarray(leaf) for path, leaf in leaves}
