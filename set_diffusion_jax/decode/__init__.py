@@ -1,5 +1,17 @@
 """Generation: one compiled loop for every method."""
 
-from set_diffusion_jax.decode.loop import Decoder, DecodeState, decode
+from set_diffusion_jax.decode.generate import Generation, Progress, Stops
+from set_diffusion_jax.decode.loop import Decoder, decode
+from set_diffusion_jax.decode.state import DecodeState, Task
+from set_diffusion_jax.decode.template import template
 
-__all__ = ["DecodeState", "Decoder", "decode"]
+__all__ = [
+  "DecodeState",
+  "Decoder",
+  "Generation",
+  "Progress",
+  "Stops",
+  "Task",
+  "decode",
+  "template",
+]

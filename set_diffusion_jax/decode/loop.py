@@ -1,174 +1,276 @@
 """Generation as one compiled loop over a small state (METHOD section 5).
 
-Each step feeds the tokens committed in the step before (fresh, clean stream) and masked
-candidates (noisy stream) against the cache. The fresh tokens enter the cache, some of
-the candidates are committed and are the next step's fresh tokens:
+Each step feeds the tokens that became final in the step before (fresh, clean stream)
+and candidates (noisy stream) against the cache; the fresh ones enter the cache, and a
+commit rule picks among the candidates:
 
-    cache of earlier tokens | fresh F | candidates W
-    fresh token             sees the cache and fresh tokens up to itself
-    candidate               sees the cache, all fresh tokens, and itself
+    cache of final tokens | fresh F | candidates W
+    fresh token           sees the cache and fresh tokens up to its own set
+    candidate             sees the cache, all fresh tokens, and its own set
 
-The keys and values of a committed token never change, so this equals a forward pass
-without a cache. The cache is indexed by text position, whatever the order.
+A token is final once its set is complete. Methods differ in the sets: where each
+position is a set of its own, a commit is final at once, and ranks are handed out in the
+order of commitment. Elsewhere ranks are those of the order, the candidates are all
+positions of the first incomplete set, and those already committed are seen by the
+others as they are.
+
+Keys and values of a final token never change, so this equals a forward pass without a
+cache. The cache is indexed by text position, whatever the order.
 
 Legend: B rows, S positions of the text, F fresh slots, W candidates.
 """
 
 import dataclasses
+import math
 
-import flax.struct
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Int
 
 from set_diffusion_jax.config import DecodeConfig
-from set_diffusion_jax.corrupt import Batch
-from set_diffusion_jax.index import TokenIndex
+from set_diffusion_jax.decode.choose import allowed_logits, choose
+from set_diffusion_jax.decode.state import DecodeState, Task
+from set_diffusion_jax.index import TokenIndex, noisy_stream
 from set_diffusion_jax.model import Cache
 from set_diffusion_jax.objective import Objective
-from set_diffusion_jax.rng import split_rows
+from set_diffusion_jax.order import Order
+
+# Positions of a prompt that are fed at once.
+PREFILL = 256
 
 
-@flax.struct.dataclass
-class DecodeState:
-  """What a decoding step carries to the next one.
+def _first(mask: Bool[Array, "B S"], by: Int[Array, "B S"], count: int):
+  """The `count` first positions of a mask in ascending `by`; S where it has fewer."""
+  length = mask.shape[-1]
+  lowest, place = jax.lax.top_k(-jnp.where(mask, by, 2**30), min(count, length))
+  place = jnp.where(lowest > -(2**30), place, length)
+  pad = count - place.shape[-1]
+  return jnp.pad(place, ((0, 0), (0, pad)), constant_values=length)
 
-  Attributes:
-    tokens: [B, S], [MASK] where nothing is committed yet.
-    committed: [B, S], which positions hold a token.
-    rank: [B, S], when a position was committed; consecutive from 0.
-    next_rank: [B], the rank that comes next.
-    fresh: [B, F], positions committed but not in the cache; S where a slot is unused.
-    cached: [B, S], which positions the cache holds.
-    k, v: [N, B, G, S, Dh], the cache, of G heads of keys and values.
-    turn: [B, S], each position's place in the drawn order.
-    key: [B], of the row's own draws.
-    steps: [B], forward passes taken while the row was unfinished.
-  """
 
-  tokens: Int[Array, "B S"]
-  committed: Bool[Array, "B S"]
-  rank: Int[Array, "B S"]
-  next_rank: Int[Array, " B"]
-  fresh: Int[Array, "B F"]
-  cached: Bool[Array, "B S"]
-  k: Float[Array, "N B G S Dh"]
-  v: Float[Array, "N B G S Dh"]
-  turn: Int[Array, "B S"]
-  key: Key[Array, " B"]
-  steps: Int[Array, " B"]
+def _at(x: Array, place: Int[Array, "B P"]) -> Array:
+  """Values of [B, S] at positions; of the last position where a slot is unused."""
+  return jnp.take_along_axis(x, jnp.minimum(place, x.shape[-1] - 1), axis=-1)
+
+
+def _marked(place: Int[Array, "B P"], on: Bool[Array, "B P"], length: int):
+  """A mask [B, S] of the positions that are on."""
+  mark = jax.vmap(lambda at: jnp.zeros(length, bool).at[at].set(True, mode="drop"))
+  return mark(jnp.where(on, place, length))
 
 
 @dataclasses.dataclass(frozen=True)
 class Decoder:
-  """Decoding of one objective; every method is a pure function."""
+  """Decoding of one objective; every method is a pure function.
+
+  Attributes:
+    objective: what was trained.
+    decode: how to decode.
+    widest: positions of the largest set of the orders that are decoded.
+    late: given tokens that may become fresh in one step, over all rows at most.
+  """
 
   objective: Objective
   decode: DecodeConfig
+  widest: int = 1
+  late: int = 0
+
+  @property
+  def singletons(self) -> bool:
+    """Whether a committed token is final at once."""
+    return self.objective.one_at_a_time
+
+  @property
+  def single_set(self) -> bool:
+    """Whether the whole text is one set (masked diffusion): nothing is ever cached."""
+    return self.objective.config.method.name == "masked"
+
+  @property
+  def most(self) -> int:
+    """The most tokens that a step commits."""
+    if not self.singletons:
+      return self.widest
+    if self.objective.one_stream:
+      return 1
+    fixed = math.ceil(self.decode.tokens_per_step)
+    return min(fixed, self.window) if self.decode.threshold is None else self.window
 
   @property
   def window(self) -> int:
     """W, the candidates of a step; one-stream AR has none."""
     if self.objective.one_stream:
       return 0
-    if self.decode.commit == "order":
-      return self.decode.tokens_per_step  # no other candidate could be committed
-    size = self.decode.window or round(self.objective.config.method.max_set_size)
-    return max(size, self.decode.tokens_per_step)
+    if not self.singletons:
+      return self.widest
+    fixed = math.ceil(self.decode.tokens_per_step)
+    if self.decode.commit == "order" and self.decode.threshold is None:
+      return fixed  # no other candidate could be committed
+    size = max(fixed, round(self.objective.config.method.max_set_size))
+    return self.decode.window or size
 
-  def start(
-    self,
-    params,
-    prompt: Int[Array, "B S"],
-    given: Bool[Array, "B S"],
-    key: Key[Array, " B"],
-    prefill: int,
-  ) -> DecodeState:
-    """The state before the first step: the prompt is in the cache but for its end.
+  @property
+  def fresh(self) -> int:
+    """F, the tokens that become final in a step."""
+    return 0 if self.single_set else self.most + self.late
+
+  def start(self, params, task: Task, prefill: int) -> DecodeState:
+    """The state before the first step: what is given is in the cache.
 
     Args:
       params: of the network.
-      prompt: tokens where `given`, anything elsewhere.
-      given: the prompt, a run of positions from 0 on in each row.
-      key: one a row.
-      prefill: how many positions to feed at once: the longest prompt minus one.
+      task: what is to be generated.
+      prefill: at least as many as any row has given tokens that are final.
     """
     config = self.objective.config.model
-    rows, length = prompt.shape
-    count = given.sum(-1)
-    order_key, key = split_rows(key)
-    row = jnp.arange(rows)
-    batch = Batch(prompt, jnp.ones_like(given), given, row)
-    order = self.objective.draw_order(batch, order_key, False)
-    shape = (config.layers, rows, config.key_heads, length, config.head_width)
+    rows, length = task.tokens.shape
+    given, wanted = task.given, task.wanted
+    place = jnp.broadcast_to(jnp.arange(length), given.shape)
+    turn = jnp.argsort(task.order.position, axis=-1).astype(jnp.int32)
+    text_turn = turn
+    if not self.singletons:  # within a set, a random order
+      draw = lambda key: jax.random.permutation(jax.random.fold_in(key, length), length)
+      turn = jax.vmap(draw)(task.key).astype(jnp.int32)
+    first = jnp.where(wanted, place, length).min(-1)
+    final, late = given, jnp.zeros_like(given)
+    if self.singletons:
+      if self.decode.promotion == "passed":
+        late = given & (place > first[:, None])
+        final = given & ~late
+      rank = jnp.cumsum(final, axis=-1) - 1
+      next_rank = final.sum(-1)
+    else:
+      rank = jnp.take_along_axis(task.order.rank, text_turn, axis=-1)
+      # A set is read once all before it are complete: its keys depend on them.
+      open_ = jnp.where(wanted, rank, length).min(-1, keepdims=True)
+      final = given & (rank < open_)
+      next_rank = jnp.zeros(rows, jnp.int32)
+    cached = 0 if self.single_set else length
+    shape = (config.layers, rows, config.key_heads, cached, config.head_width)
     empty = jnp.zeros(shape, config.dtype)
-    unused = jnp.full((rows, self.decode.tokens_per_step), length)
-    positions = jnp.broadcast_to(jnp.arange(length), prompt.shape)
+    zero = jnp.zeros(rows, jnp.int32)
+    none = jnp.zeros_like(given)
     state = DecodeState(
-      tokens=jnp.where(given, prompt, self.objective.mask_id),
+      tokens=jnp.where(given, task.tokens, self.objective.mask_id),
       committed=given,
-      rank=positions,
-      next_rank=count,
-      fresh=unused.at[:, 0].set(jnp.where(count > 0, count - 1, length)),
-      cached=jnp.zeros_like(given),
+      wanted=wanted,
+      rank=rank.astype(jnp.int32),
+      next_rank=next_rank.astype(jnp.int32),
+      fresh=none,
+      confidence=jnp.zeros(given.shape),
+      late=late,
+      cached=none,
       k=empty,
       v=empty,
-      turn=jnp.argsort(order.position, axis=-1).astype(jnp.int32),
-      key=key,
-      steps=jnp.zeros(rows, jnp.int32),
+      turn=turn,
+      prompt_length=first.astype(jnp.int32),
+      total=wanted.sum(-1).astype(jnp.int32),
+      key=task.key,
+      steps=zero,
+      since=zero,
     )
-    if not prefill:
+    if self.single_set:
       return state
-    fed = positions[:, :prefill]
-    fed = jnp.where(fed < count[:, None] - 1, fed, length)
-    return self._feed(params, state, fed, unused[:, :0])[1]
+    if self.objective.one_stream:  # the last token is what the first step reads
+      last = final & (state.rank == state.next_rank[:, None] - 1)
+      state, final = state.replace(fresh=last), final & ~last
+    # What is final is fed by rank in pieces; a set must not be torn apart.
+    most = min(PREFILL, max(prefill, 1), self.objective.config.data.length)
+    piece = -(-most // self.widest) * self.widest
+    if prefill == 0:
+      return state
+    fed = _first(final, state.rank * length + place, -(-prefill // piece) * piece)
+    pieces = jnp.moveaxis(fed.reshape(rows, -1, piece), 1, 0)
+    unused = fed[:, :0]
+    feed = lambda state, fed: (self._feed(params, state, fed, unused)[1], None)
+    return jax.lax.scan(feed, state, pieces)[0]
 
   def unfinished(self, state: DecodeState) -> Bool[Array, " B"]:
-    """Which rows still have a position to fill."""
-    return ~state.committed.all(-1)
+    """Which rows go on: something is wanted, and no EOS ends the text before it."""
+    missing = state.wanted & ~state.committed
+    if not self.decode.stop_at_eos:
+      return missing.any(-1)
+    length = state.tokens.shape[-1]
+    place = jnp.arange(length)[None, :]
+    hole = jnp.where(missing, place, length).min(-1, keepdims=True)
+    ends = state.wanted & (state.tokens == self.objective.eos_id) & (place < hole)
+    return missing.any(-1) & ~ends.any(-1)
 
   def step(self, params, state: DecodeState) -> DecodeState:
     """One forward pass and the commitment that it allows."""
-    length = state.tokens.shape[-1]
+    going = self.unfinished(state)
+    if not self.singletons:
+      state, waits = self._next_set(state)
+      going &= ~waits
+    fresh = _first(state.fresh, state.rank, self.fresh)
     if self.objective.one_stream:
-      h, after = self._feed(params, state, state.fresh, state.fresh[:, :0])
-      place = jnp.minimum(state.fresh + 1, length)
+      h, after = self._feed(params, state, fresh, fresh[:, :0])
+      place = jnp.minimum(fresh + 1, state.tokens.shape[-1])
     else:
       place = self._candidates(state)
-      h, after = self._feed(params, state, state.fresh, place)
-    token, confidence = self._choose(params, state, h)
-    place, token = self._commit(place, token, confidence, length)
-    added = (place < length).sum(-1)
-    turn = jnp.cumsum(place < length, axis=-1) - 1
+      h, after = self._feed(params, state, fresh, place)
+    logits = self._logits(params, state, h, place)
+    keys = jax.vmap(jax.random.fold_in)(state.key, state.steps)
+    token, confidence, margin = choose(self.decode, logits, place, keys)
+    length = state.tokens.shape[-1]
+    open_ = _at(state.wanted & ~state.committed, place) & (place < length)
+    chosen = self._commit(state, place, open_ & going[:, None], confidence, margin)
+    after = self._settle(state, after, place, chosen, going)
+    where = jnp.where(chosen, place, length)
     write = jax.vmap(lambda x, at, value: x.at[at].set(value, mode="drop"))
     return after.replace(
-      tokens=write(state.tokens, place, token),
-      committed=write(state.committed, place, jnp.ones_like(place, bool)),
-      rank=write(state.rank, place, state.next_rank[:, None] + turn),
-      next_rank=state.next_rank + added,
-      fresh=place,
+      tokens=write(state.tokens, where, token.astype(state.tokens.dtype)),
+      confidence=write(state.confidence, where, confidence),
       steps=state.steps + self.unfinished(state),
     )
 
+  def _next_set(self, state: DecodeState) -> tuple[DecodeState, Bool[Array, " B"]]:
+    """Sets of several positions: what is fresh, and which rows must wait for more.
+
+    Fresh is the first complete set that the cache has not read. Where given tokens make
+    several sets complete at once, they are read one a step.
+    """
+    missing = state.wanted & ~state.committed
+    first = jnp.where(missing, state.rank, 2**30).min(-1, keepdims=True)
+    ready = state.committed & ~state.cached & (state.rank < first)
+    lowest = jnp.where(ready, state.rank, 2**30).min(-1, keepdims=True)
+    fresh = ready & (state.rank == lowest)
+    return state.replace(fresh=fresh), (ready & ~fresh).any(-1)
+
+  def _logits(self, params, state: DecodeState, h, place):
+    return allowed_logits(
+      self.decode,
+      self.objective.network.unembed(params, h),
+      place,
+      state.tokens,
+      state.committed,
+      state.prompt_length,
+      self.objective.mask_id,
+      self.objective.eos_id,
+    )
+
   def _feed(self, params, state: DecodeState, fresh, candidates):
-    """Feeds clean fresh tokens and masked candidates; the fresh ones enter the cache.
+    """Feeds clean fresh tokens and candidates; the fresh ones enter the cache.
 
     Returns h of the slots whose logits are wanted, and the state with its new cache.
     """
     length = state.tokens.shape[-1]
-    slots = fresh.shape[-1] + candidates.shape[-1]
+    if self.single_set:
+      every = Order(candidates, jnp.zeros_like(candidates))
+      index = noisy_stream(every, jnp.ones_like(state.committed), length)
+      return self.objective.network.hidden(params, state.tokens, index)[0], state
     at = jnp.concatenate([fresh, candidates], axis=-1)
     used = at < length
+    rank = _at(state.rank, at)
+    if self.singletons:  # candidates do not see one another
+      ahead = jnp.arange(candidates.shape[-1])[None, :]
+      rank = rank.at[:, fresh.shape[-1] :].set(state.next_rank[:, None] + ahead)
     at_text = jnp.minimum(at, length - 1)
-    look = lambda x: jnp.take_along_axis(x, at_text, axis=-1)
-    ahead = jnp.arange(candidates.shape[-1])[None, :]
-    rank = look(state.rank)
-    rank = rank.at[:, fresh.shape[-1] :].set(state.next_rank[:, None] + ahead)
-    index = TokenIndex(at_text, rank, used, clean=fresh.shape[-1], reach=slots)
+    index = TokenIndex(at_text, rank, used, clean=fresh.shape[-1], reach=at.shape[-1])
     place = jnp.broadcast_to(jnp.arange(length), state.tokens.shape)
-    cache_index = TokenIndex(place, state.rank, state.cached, length, length)
+    seen = self._within_context(state, used.sum(-1))
+    cache_index = TokenIndex(place, state.rank, seen, length, length)
     h, (k, v) = self.objective.network.hidden(
-      params, look(state.tokens), index, Cache(state.k, state.v, cache_index)
+      params, _at(state.tokens, at), index, Cache(state.k, state.v, cache_index)
     )
     write = jax.vmap(
       lambda cache, new, at: cache.at[:, :, at].set(new, mode="drop"),
@@ -176,68 +278,152 @@ class Decoder:
       out_axes=1,
     )
     clean = slice(0, fresh.shape[-1])
-    mark = jax.vmap(lambda cached, at: cached.at[at].set(True, mode="drop"))
     state = state.replace(
       k=write(state.k, k[:, :, :, clean].astype(state.k.dtype), fresh),
       v=write(state.v, v[:, :, :, clean].astype(state.v.dtype), fresh),
-      cached=mark(state.cached, fresh),
+      cached=seen | _marked(fresh, fresh < length, length),
     )
     wanted = slice(fresh.shape[-1], None) if candidates.shape[-1] else clean
     return h[:, wanted], state
 
+  def _within_context(self, state: DecodeState, fed: Int[Array, " B"]):
+    """What the cache still holds where the text outgrows the training length.
+
+    The tokens of lowest rank are dropped until cache and fed tokens fit.
+    """
+    context, length = self.objective.config.data.length, state.tokens.shape[-1]
+    if length <= context:
+      return state.cached
+    excess = state.cached.sum(-1) + fed - context
+    ranks = jnp.sort(jnp.where(state.cached, state.rank, 2**30), axis=-1)
+    last = jnp.take_along_axis(ranks, jnp.maximum(excess - 1, 0)[:, None], axis=-1)
+    return state.cached & ((excess[:, None] <= 0) | (state.rank > last))
+
   def _candidates(self, state: DecodeState) -> Int[Array, "B W"]:
-    """Positions of the masked tokens that a step looks at; S where there are fewer."""
+    """Positions of the tokens that a step looks at; S where there are fewer."""
     length = state.tokens.shape[-1]
     place = jnp.broadcast_to(jnp.arange(length), state.tokens.shape)
-    urgency = state.turn
-    eligible = ~state.committed
-    if self.decode.commit == "confidence":
-      urgency = place
-      first = jnp.where(eligible, place, length).min(-1, keepdims=True)
-      eligible &= place < first + self.window
-    urgency = jnp.where(eligible, urgency, length)
-    window = min(self.window, length)
-    lowest, place = jax.lax.top_k(-urgency, window)
-    place = jnp.where(-lowest < length, place, length)
-    # Rows of one shape, also where the text is shorter than the window.
-    return jnp.pad(place, ((0, 0), (0, self.window - window)), constant_values=length)
+    missing = state.wanted & ~state.committed
+    if self.single_set:
+      return place
+    if not self.singletons:
+      there = state.wanted | state.committed
+      return _first(there & self._current(state), place, self.window)
+    if self.decode.commit == "order":
+      return _first(missing, state.turn, self.window)
+    first = jnp.where(missing, place, length).min(-1, keepdims=True)
+    return _first(missing & (place < first + self.window), place, self.window)
 
-  def _choose(self, params, state: DecodeState, h: Float[Array, "B W D"]):
-    """A token for each slot, and the probability that the model gives it."""
-    logits = self.objective.network.unembed(params, h).astype(jnp.float32)
-    logits = logits.at[..., self.objective.mask_id].set(-jnp.inf)
-    if self.decode.temperature == 0:
-      token = jnp.argmax(logits, axis=-1)
+  def _current(self, state: DecodeState) -> Bool[Array, "B S"]:
+    """The positions of the first incomplete set."""
+    missing = state.wanted & ~state.committed
+    first = jnp.where(missing, state.rank, 2**30).min(-1, keepdims=True)
+    return state.rank == first
+
+  def _commit(self, state: DecodeState, place, open_, confidence, margin):
+    """Which candidates a step commits: bool [B, W]."""
+    method = self.objective.config.method
+    if self.objective.one_stream or (
+      method.name == "general" and not self.objective.has_levels
+    ):
+      return open_  # fully masked sets are generated at once
+    if self.single_set and self.decode.window is not None:
+      # Windows from left to right, one after another.
+      window = (place - state.prompt_length[:, None]) // self.decode.window
+      open_ &= window == self._window_of(state, state.committed)[:, None]
+    total, done = state.total, state.since
+    if self.single_set and self.decode.window is not None:
+      total = jnp.full_like(total, self.decode.window)
+    elif not self.singletons and not self.single_set:
+      total = self._current(state).sum(-1)
+    steps = jnp.ceil(total / self.decode.tokens_per_step).astype(jnp.int32)
+    if self.decode.commit == "posterior":
+      keys = jax.vmap(lambda k, n: jax.random.fold_in(jax.random.fold_in(k, n), 1))(
+        state.key, state.steps
+      )
+      uniform = jax.vmap(lambda k: jax.random.uniform(k, place.shape[-1:]))(keys)
+      return open_ & (uniform * jnp.maximum(steps - done, 1)[:, None] < 1)
+    count = _between(total, done, steps)
+    count = jnp.where(done < steps, count, math.ceil(self.decode.tokens_per_step))
+    score = {"order": -_at(state.turn, place), "margin": margin}
+    score = score.get(self.decode.commit, confidence)
+    score = jnp.where(open_, score.astype(jnp.float32), -jnp.inf)
+    place_in_line = jnp.argsort(jnp.argsort(-score, axis=-1, stable=True), axis=-1)
+    chosen = place_in_line < count[:, None]
+    if self.decode.threshold is not None:
+      chosen |= confidence >= self.decode.threshold
+    return chosen & open_
+
+  def _window_of(self, state: DecodeState, committed) -> Int[Array, " B"]:
+    """Masked diffusion with decode.window: the first window that is not complete."""
+    length = state.tokens.shape[-1]
+    missing = state.wanted & ~committed
+    first = jnp.where(missing, jnp.arange(length)[None, :], length).min(-1)
+    return (first - state.prompt_length) // self.decode.window
+
+  def _settle(self, before: DecodeState, after: DecodeState, place, chosen, going):
+    """The state after a commitment, but for the tokens: which are final now."""
+    length = before.tokens.shape[-1]
+    new = _marked(place, chosen, length)
+    committed = before.committed | new
+    rank, next_rank, late = before.rank, before.next_rank, before.late
+    since = before.since + going
+    if self.singletons:
+      fresh = new
+      if self.late:
+        text = jnp.broadcast_to(jnp.arange(length), new.shape)
+        passed = jnp.where(new | before.fresh, text, -1).max(-1, keepdims=True)
+        promoted = late & (text <= passed) & new.any(-1, keepdims=True)
+        fresh, late = fresh | promoted, late & ~promoted
+      by = before.turn if self.decode.commit == "order" else None
+      by = jnp.arange(length)[None, :] if by is None else by
+      line = jnp.argsort(jnp.argsort(jnp.where(fresh, by, 2**30), axis=-1), axis=-1)
+      rank = jnp.where(fresh, next_rank[:, None] + line, rank)
+      next_rank = next_rank + fresh.sum(-1)
     else:
-      keys = jax.vmap(jax.random.fold_in)(state.key, state.steps)
-      sample = jax.vmap(jax.random.categorical)
-      token = sample(keys, logits / self.decode.temperature)
-    probability = jax.nn.softmax(logits, axis=-1)
-    return token, jnp.take_along_axis(probability, token[..., None], axis=-1)[..., 0]
+      there = before.wanted | before.committed
+      current = self._current(before) & there
+      fresh = before.fresh
+      whole = (committed | ~current).all(-1) & going
+      if self.single_set and self.decode.window is not None:
+        same = self._window_of(before, committed)
+        whole = same != self._window_of(before, before.committed)
+      since = jnp.where(whole, 0, since)
+    return after.replace(
+      committed=committed,
+      rank=rank.astype(jnp.int32),
+      next_rank=next_rank.astype(jnp.int32),
+      fresh=fresh,
+      late=late,
+      since=since,
+    )
 
-  def _commit(self, place, token, confidence, length: int):
-    """The positions and tokens that a step commits, in the order of their ranks."""
-    if self.objective.one_stream or self.decode.commit == "order":
-      return place, token
-    confidence = jnp.where(place < length, confidence, -1.0)
-    _, best = jax.lax.top_k(confidence, self.decode.tokens_per_step)
-    best = jnp.sort(best, axis=-1)  # candidates are in the order of the text
-    take = lambda x: jnp.take_along_axis(x, best, axis=-1)
-    return take(place), take(token)
+
+def _between(total, done, steps):
+  """round(t total) - round(t' total) for t = 1 - done / steps and the next t'.
+
+  Exact, halves to the even number, as the published schedule rounds.
+  """
+
+  def rounded(done):
+    whole, rest = jnp.divmod(total * (steps - done), jnp.maximum(steps, 1))
+    up = (2 * rest > steps) | ((2 * rest == steps) & (whole % 2 == 1))
+    return whole + up
+
+  return rounded(done) - rounded(done + 1)
 
 
 def decode(
-  decoder: Decoder,
-  params,
-  prompt: Int[Array, "B S"],
-  given: Bool[Array, "B S"],
-  key: Key[Array, " B"],
-  prefill: int,
+  decoder: Decoder, params, state: DecodeState, most: int | Array
 ) -> DecodeState:
-  """Fills every position that is not given; see `Decoder.start` for the arguments."""
-  state = decoder.start(params, prompt, given, key, prefill)
+  """At most so many steps, until every row is finished."""
+
+  def going(carry):
+    state, count = carry
+    return decoder.unfinished(state).any() & (count < most)
+
   return jax.lax.while_loop(
-    lambda state: decoder.unfinished(state).any(),
-    lambda state: decoder.step(params, state),
-    state,
-  )
+    going,
+    lambda carry: (decoder.step(params, carry[0]), carry[1] + 1),
+    (state, jnp.zeros((), jnp.int32)),
+  )[0]

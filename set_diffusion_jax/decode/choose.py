@@ -1,0 +1,112 @@
+"""Which token goes to a position: what changes the logits, and the draw from them."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from set_diffusion_jax.config import DecodeConfig
+
+
+def allowed_logits(
+  options: DecodeConfig,
+  logits: Float[Array, "B W V"],
+  place: Int[Array, "B W"],
+  tokens: Int[Array, "B S"],
+  committed: Bool[Array, "B S"],
+  prompt_length: Int[Array, " B"],
+  mask_id: int,
+  eos_id: int,
+) -> Float[Array, "B W V"]:
+  """Logits after every rule but temperature and truncation, in float32.
+
+  [MASK] and `forbidden` ids get probability zero, and so does EOS where it would leave
+  fewer than `minimum_length` new tokens. Logits of tokens that are in the text already
+  are divided (positive) or multiplied (negative) by `repetition_penalty`; with
+  `repetition_context` = "left" only those before the position count. From
+  `length_penalty_start` new tokens on the logit of EOS grows by
+  |logit| (length_penalty^n - 1) at the n-th token after it.
+
+  Args:
+    options: how to decode.
+    logits: of each candidate.
+    place: text position of each candidate; S where a slot is unused.
+    tokens: of the text.
+    committed: which of them count.
+    prompt_length: position of the first new token in each row.
+    mask_id: the id of [MASK].
+    eos_id: the id of EOS.
+  """
+  logits = logits.astype(jnp.float32)
+  if options.repetition_penalty != 1:
+    logits = _repetition(options, logits, place, tokens, committed)
+  written = (place - prompt_length[:, None])[..., None]  # new tokens before this one
+  if options.length_penalty != 1:
+    beyond = jnp.maximum(written + 1 - options.length_penalty_start, 0)
+    grown = jnp.abs(logits) * (options.length_penalty**beyond - 1)
+    ids = jnp.arange(logits.shape[-1])[None, None, :]
+    logits = jnp.where(ids == eos_id, logits + grown, logits)
+  never = jnp.array([mask_id, *options.forbidden])
+  logits = logits.at[..., never].set(-jnp.inf)
+  if options.minimum_length:
+    eos = logits[..., eos_id : eos_id + 1]
+    eos = jnp.where(written < options.minimum_length, -jnp.inf, eos)
+    logits = logits.at[..., eos_id].set(eos[..., 0])
+  return logits
+
+
+def _repetition(options, logits, place, tokens, committed):
+  """Logits with those of tokens that occur already made less likely."""
+  window, vocab_size = logits.shape[1:]
+
+  def occurring(tokens, counted, place):
+    where = jnp.arange(tokens.shape[0])
+    seen = counted[None, :] & (
+      (where[None, :] < place[:, None]) | (options.repetition_context == "both")
+    )
+    table = jnp.zeros((window, vocab_size), bool)
+    rows = jnp.broadcast_to(jnp.arange(window)[:, None], seen.shape)
+    return table.at[rows, jnp.broadcast_to(tokens[None, :], seen.shape)].max(seen)
+
+  occurs = jax.vmap(occurring)(tokens, committed, place)
+  penalty = options.repetition_penalty
+  lowered = jnp.where(logits > 0, logits / penalty, logits * penalty)
+  return jnp.where(occurs, lowered, logits)
+
+
+def truncated(options: DecodeConfig, logits: Float[Array, "*B V"]):
+  """Logits / temperature, with all but the top-k and the nucleus excluded."""
+  logits = logits / options.temperature
+  if options.top_k is not None:
+    least = jax.lax.top_k(logits, min(options.top_k, logits.shape[-1]))[0][..., -1:]
+    logits = jnp.where(logits < least, -jnp.inf, logits)
+  if options.top_p is not None:
+    ordered = jnp.sort(logits, axis=-1, descending=True)
+    share = jax.nn.softmax(ordered, axis=-1)
+    # A token stays while those above it hold less than top_p.
+    kept = jnp.cumsum(share, axis=-1) - share < options.top_p
+    least = jnp.where(kept, ordered, jnp.inf).min(-1, keepdims=True)
+    logits = jnp.where(logits < least, -jnp.inf, logits)
+  return logits
+
+
+def choose(
+  options: DecodeConfig,
+  logits: Float[Array, "B W V"],
+  place: Int[Array, "B W"],
+  keys: Key[Array, " B"],
+) -> tuple[Int[Array, "B W"], Float[Array, "B W"], Float[Array, "B W"]]:
+  """A token for each candidate, its probability, and the margin of the likeliest one.
+
+  Draws are keyed by row and text position. Probabilities are those of `logits`, before
+  temperature and truncation.
+  """
+  if options.temperature == 0:
+    token = jnp.argmax(logits, axis=-1)
+  else:
+    fold = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)))
+    sample = jax.vmap(jax.vmap(jax.random.categorical))
+    token = sample(fold(keys, place), truncated(options, logits))
+  share = jax.nn.softmax(logits, axis=-1)
+  chosen = jnp.take_along_axis(share, token[..., None], axis=-1)[..., 0]
+  highest = jax.lax.top_k(share, 2)[0]
+  return token, chosen, highest[..., 0] - highest[..., 1]

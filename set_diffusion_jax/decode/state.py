@@ -1,0 +1,69 @@
+"""What is to be generated, and what a decoding step carries to the next one.
+
+Legend: B rows, S positions of the text.
+"""
+
+import flax.struct
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from set_diffusion_jax.order import Order
+
+
+class Task(flax.struct.PyTreeNode):
+  """What is to be generated: B rows of S positions.
+
+  Attributes:
+    tokens: int32 [B, S], those that are given; anything elsewhere.
+    given: bool [B, S], which are given, anywhere in the text.
+    wanted: bool [B, S], which are to be generated. What is neither is not there, or,
+      in masked diffusion, stays [MASK].
+    order: who comes when; see `Decoder`.
+    key: one a row.
+  """
+
+  tokens: Int[Array, "B S"]
+  given: Bool[Array, "B S"]
+  wanted: Bool[Array, "B S"]
+  order: Order
+  key: Key[Array, " B"]
+
+
+class DecodeState(flax.struct.PyTreeNode):
+  """What a decoding step carries to the next one.
+
+  Attributes:
+    tokens: [B, S], [MASK] where nothing is committed yet.
+    committed: [B, S], which positions hold a token.
+    wanted: [B, S], which positions are to hold one in the end.
+    rank: [B, S], the set of each position; of singletons, in the order of commitment.
+    next_rank: [B], of singletons, the rank that comes next.
+    fresh: [B, S], final tokens that the next step feeds.
+    confidence: float32 [B, S], the probability of each token that was generated.
+    late: [B, S], given tokens that wait until something to their right is committed.
+    cached: [B, S], which positions the cache holds.
+    k, v: [N, B, G, S, Dh], the cache, of G heads of keys and values.
+    turn: [B, S], each position's place in the drawn order.
+    prompt_length: [B], position of the first token that was not given.
+    total: [B], of singletons, how many tokens are to be generated.
+    key: [B], of the row's own draws.
+    steps: [B], forward passes taken while the row was unfinished.
+    since: [B], those since the schedule of commitments began: the row's, or its set's.
+  """
+
+  tokens: Int[Array, "B S"]
+  committed: Bool[Array, "B S"]
+  wanted: Bool[Array, "B S"]
+  rank: Int[Array, "B S"]
+  next_rank: Int[Array, " B"]
+  fresh: Bool[Array, "B S"]
+  confidence: Float[Array, "B S"]
+  late: Bool[Array, "B S"]
+  cached: Bool[Array, "B S"]
+  k: Float[Array, "N B G S Dh"]
+  v: Float[Array, "N B G S Dh"]
+  turn: Int[Array, "B S"]
+  prompt_length: Int[Array, " B"]
+  total: Int[Array, " B"]
+  key: Key[Array, " B"]
+  steps: Int[Array, " B"]
+  since: Int[Array, " B"]
