@@ -1,0 +1,107 @@
+"""`convert`: opens the source, streams it into a fresh directory, proves the result."""
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping
+
+import numpy as np
+
+from set_diffusion_jax.config import WEIGHTS
+from set_diffusion_jax.convert.destination import fresh_directory
+from set_diffusion_jax.convert.source import open_source
+from set_diffusion_jax.convert.tensors import WEIGHT_DTYPES
+from set_diffusion_jax.convert.to_orbax import write_orbax
+from set_diffusion_jax.convert.to_pytorch import write_pytorch
+from set_diffusion_jax.convert.transfer import Cast
+from set_diffusion_jax.convert.verify import verify_logits, verify_result
+from set_diffusion_jax.errors import UserError
+
+SHARD_SIZE = 5 * 10**9  # bytes, as Transformers shards
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+  """What a conversion did.
+
+  Attributes:
+    source: path that was read.
+    destination: directory that was written.
+    direction: "orbax to pytorch" or "pytorch to orbax".
+    weights: "ema" or "raw"; None: the source does not say.
+    parameters: number of values.
+    dtypes: of the written parameters.
+    notes: what the source does not say, and what was taken or left out.
+    verified: parameters that were read again and compared; 0 without `verify`.
+    logits_difference: from PyTorch's own, of the largest; None where not computed.
+  """
+
+  source: pathlib.Path
+  destination: pathlib.Path
+  direction: str
+  weights: str | None
+  parameters: int
+  dtypes: list[str]
+  notes: list[str]
+  verified: int
+  logits_difference: float | None
+
+
+def convert(
+  source: str | pathlib.Path,
+  destination: str | pathlib.Path,
+  *,
+  weights: str | None = None,
+  dtype: str | None = None,
+  shard_size: int = SHARD_SIZE,
+  verify: bool = False,
+  evaluation: Mapping | None = None,
+) -> Report:
+  """Converts a checkpoint; the direction follows from the source.
+
+  Args:
+    source: a work directory or its `checkpoints/STEP`, which become a PyTorch-format
+      directory; or such a directory, or a file of tensors with `config.json` beside
+      it, which becomes a work directory.
+    destination: a directory that does not exist or is empty; it is there whole at the
+      end, or not at all.
+    weights: "ema" or "raw" of a source that has both; None: EMA.
+    dtype: "float32", "bfloat16" or "float16" for all parameters; None: as stored.
+    shard_size: bytes of values in a file, when writing safetensors.
+    verify: reads the result again and compares every value bit by bit; where torch is
+      installed, also compares logits with a forward pass of PyTorch, which takes both
+      models in memory.
+    evaluation: figures for the model card, as `evaluate --output` writes them.
+
+  Raises:
+    UserError: a source or a destination that cannot be used, in one line.
+  """
+  if dtype is not None and dtype not in WEIGHT_DTYPES:
+    raise UserError(f"--dtype={dtype}: must be one of {', '.join(WEIGHT_DTYPES)}")
+  if weights is not None and weights not in WEIGHTS:
+    raise UserError(f"--weights={weights}: must be one of {', '.join(WEIGHTS)}")
+  if shard_size < 1:
+    raise UserError(f"--shard-size={shard_size}: must be at least 1 byte")
+  source, destination = pathlib.Path(source), pathlib.Path(destination)
+  opened = open_source(source, weights)
+  cast = Cast(opened, dtype)
+  verified, difference = 0, None
+  with fresh_directory(destination) as fresh:
+    if opened.format == "orbax":
+      write_pytorch(opened, cast, fresh, shard_size, evaluation)
+    else:
+      write_orbax(opened, cast, fresh)
+    if verify:
+      result = open_source(fresh)
+      verified = verify_result(opened, cast, result)
+      difference = verify_logits(result if opened.format == "orbax" else opened)
+  return Report(
+    source=source,
+    destination=destination,
+    direction="orbax to pytorch" if opened.format == "orbax" else "pytorch to orbax",
+    weights=opened.kind,
+    parameters=sum(int(np.prod(p.shape)) for p in opened.parameters),
+    dtypes=sorted({cast.dtype(p.path).name for p in opened.parameters}),
+    notes=opened.notes,
+    verified=verified,
+    logits_difference=difference,
+  )

@@ -1,0 +1,72 @@
+"""`describe`: what is in a checkpoint, whatever its format."""
+
+import math
+import pathlib
+
+from set_diffusion_jax.convert.published import meaning
+from set_diffusion_jax.convert.source import open_source
+
+
+def describe(path: str | pathlib.Path, weights: str | None = None) -> dict:
+  """A checkpoint's parameters and settings as plain JSON values.
+
+  Args:
+    path: anything that `convert` reads.
+    weights: "ema" or "raw" of a checkpoint that has both; None: EMA.
+
+  Returns:
+    "format", "weights" (null: not said), "step", "parameters" (path, shape and dtype of
+    each), "count" and "bytes" of all, "config", "vocabulary", "meaning" and "notes",
+    both lines of text.
+
+  Raises:
+    UserError: not a checkpoint, or damaged.
+  """
+  source = open_source(pathlib.Path(path), weights)
+  rows = [
+    {
+      "path": p.path,
+      "tensor": p.name,
+      "shape": list(p.shape),
+      "dtype": source.dtypes[p.path].name,
+    }
+    for p in source.parameters
+  ]
+  sizes = [(math.prod(p.shape), source.dtypes[p.path]) for p in source.parameters]
+  return {
+    "path": str(source.path),
+    "format": source.format,
+    "weights": source.kind,
+    "step": source.step,
+    "parameters": rows,
+    "count": sum(size for size, _ in sizes),
+    "bytes": sum(size * dtype.itemsize for size, dtype in sizes),
+    "config": source.config.to_dict(),
+    "vocabulary": {
+      "tokenizer": source.tokenizer,
+      **source.vocabulary.__dict__,
+      "used_ids": source.used_ids,
+    },
+    "meaning": meaning(source.config, source.vocabulary, source.used_ids),
+    "notes": source.notes,
+  }
+
+
+def description_text(description: dict) -> str:
+  """The same for a terminal."""
+  rows = description["parameters"]
+  width = max(len(row["path"]) for row in rows)
+  model, method = description["config"]["model"], description["config"]["method"]
+  kind = description["weights"] or "EMA or not is not said"
+  lines = [
+    f"{description['path']}: {description['format']}, {kind}",
+    f"{model['backbone']}, method {method['name']}",
+    *description["meaning"],
+    *(f"note: {note}" for note in description["notes"]),
+    "",
+  ]
+  for row in rows:
+    shape = " x ".join(map(str, row["shape"]))
+    lines.append(f"{row['path']:{width}}  {row['dtype']:8}  {shape}")
+  total = f"{description['count']:,} parameters, {description['bytes']:,} bytes"
+  return "\n".join([*lines, "", total])

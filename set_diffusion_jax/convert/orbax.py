@@ -1,0 +1,245 @@
+"""Reading and writing this project's checkpoints a part of a parameter at a time.
+
+Orbax restores whole arrays. What it stores is one tensorstore (zarr) array for each
+parameter in a key-value store (OCDBT) and small JSON files; that layout is read and
+written here directly, and a test restores with Orbax what this module wrote.
+"""
+
+import itertools
+import json
+import os
+import pathlib
+import re
+import time
+from collections.abc import Mapping
+
+import numpy as np
+import tensorstore as ts
+
+from set_diffusion_jax.checkpoint import FORMAT_VERSION
+from set_diffusion_jax.convert.layout import Parameter, Piece
+from set_diffusion_jax.convert.tensors import WEIGHT_DTYPES, read_json
+from set_diffusion_jax.errors import UserError
+
+_TREE = "_METADATA"
+_DICT_KEY = 2  # Orbax's number for a key of a dict
+_HANDLERS = "orbax.checkpoint._src.handlers."
+# What tensorstore raises for damaged files, bad descriptions and full disks.
+_ERRORS = (ValueError, OSError, RuntimeError, NotImplementedError)
+
+
+class Reader:
+  """The parameters of a checkpoint's `state`, under "params" or "ema"."""
+
+  def __init__(self, step: pathlib.Path, kind: str | None):
+    self._state = step / "state"
+    self.meta = read_json(step / "meta" / "metadata")
+    version = self.meta.get("format_version")
+    if version != FORMAT_VERSION:
+      raise UserError(
+        f"{step}: format version {version}, this code reads {FORMAT_VERSION}"
+      )
+    tree = read_json(self._state / _TREE)
+    self._driver = "zarr3" if tree.get("use_zarr3") else "zarr"
+    self._ocdbt = bool(tree.get("use_ocdbt"))
+    stored = _paths(self._state / _TREE, tree)
+    both = {path[0] for path in stored}
+    kind = kind or ("ema" if "ema" in both else "raw")
+    root = {"ema": "ema", "raw": "params"}[kind]
+    if root not in both:
+      raise UserError(f"{step}: has no {kind} weights; give --weights=raw")
+    self.kind = kind if "ema" in both else None
+    self._names = {
+      "/".join(path[1:]): ".".join(path) for path in stored if path[0] == root
+    }
+    self._open_name, self._open_array = None, None  # the parameter being read
+
+  @property
+  def paths(self) -> set[str]:
+    """Of the parameters, as "blocks/qkv/kernel"."""
+    return set(self._names)
+
+  def shape(self, path: str) -> tuple[int, ...]:
+    """Of a parameter."""
+    return tuple(self._array(path).shape)
+
+  def dtype(self, path: str) -> np.dtype:
+    """Of a parameter's stored values."""
+    return self._array(path).dtype.numpy_dtype
+
+  def read(self, parameter: Parameter, piece: Piece) -> np.ndarray:
+    """A piece of a parameter; UserError if its bytes are damaged or missing.
+
+    Stored chunks are decoded one after another, and kept while the parameter is read if
+    they do not follow its pieces, as those of training do not: that is once the
+    parameter in memory and one compressed chunk.
+    """
+    if self._open_name != parameter.path:
+      self._open_name, self._open_array = None, None
+      array = self._array(parameter.path)
+      chunk = array.chunk_layout.read_chunk.shape
+      follows = tuple(chunk) == parameter.piece_shape
+      # With room for what the cache itself needs, or chunks would be decoded again.
+      size = int(np.prod(array.shape)) * array.dtype.numpy_dtype.itemsize
+      kept = 0 if follows else size + size // 16 + 2**20
+      self._open_array = self._array(parameter.path, kept)
+      self._open_name = parameter.path
+    array = self._open_array
+    try:
+      return _read_by_chunks(array, parameter.index(piece))
+    except _ERRORS as error:
+      where = f"{self._state}: {parameter.path}"
+      raise UserError(f"{where}: is damaged ({reason(error)})") from None
+
+  def _array(self, path: str, kept: int = 0) -> ts.TensorStore:
+    """An open array that keeps up to `kept` decoded bytes."""
+    spec = {
+      "driver": self._driver,
+      "kvstore": _kvstore(self._state, self._names[path], self._ocdbt),
+      "fill_missing_data_reads": False,
+      "context": {"cache_pool": {"total_bytes_limit": kept}},
+    }
+    try:
+      return ts.open(spec, read=True).result()
+    except _ERRORS as error:
+      where = f"{self._state}: {path}"
+      raise UserError(f"{where}: cannot be read ({reason(error)})") from None
+
+
+def _read_by_chunks(array: ts.TensorStore, index: tuple[slice, ...]) -> np.ndarray:
+  """A box of an array, one stored chunk at a time."""
+  shape, chunk = array.shape, array.chunk_layout.read_chunk.shape
+  index = (*index, *(slice(None) for _ in shape[len(index) :]))
+  box = [part.indices(size)[:2] for part, size in zip(index, shape, strict=True)]
+  values = np.empty([stop - start for start, stop in box], array.dtype.numpy_dtype)
+  firsts = (
+    range(start - start % step, stop, step)
+    for (start, stop), step in zip(box, chunk, strict=True)
+  )
+  for corner in itertools.product(*firsts):
+    inside = [
+      (max(start, first), min(stop, first + step))
+      for (start, stop), first, step in zip(box, corner, chunk, strict=True)
+    ]
+    here = tuple(slice(low, high) for low, high in inside)
+    there = tuple(
+      slice(low - start, high - start)
+      for (low, high), (start, _) in zip(inside, box, strict=True)
+    )
+    values[there] = array[here].read().result()
+  return values
+
+
+def _paths(file: pathlib.Path, tree: Mapping) -> list[tuple[str, ...]]:
+  try:
+    entries = tree["tree_metadata"].values()
+    keys = [[key["key"] for key in entry["key_metadata"]] for entry in entries]
+    return [tuple(map(str, path)) for path in keys]
+  except (KeyError, TypeError, AttributeError):
+    raise UserError(f"{file}: is damaged, it names no parameters") from None
+
+
+def _kvstore(state: pathlib.Path, name: str, ocdbt: bool) -> dict:
+  base = f"file://{state.absolute()}/"
+  if ocdbt:
+    return {"driver": "ocdbt", "base": base, "path": f"{name}/"}
+  return {"driver": "file", "path": f"{state.absolute()}/{name}/"}
+
+
+class Writer:
+  """Writes the parameters of a checkpoint that holds nothing else."""
+
+  def __init__(self, step: pathlib.Path):
+    self._step, self._state = step, step / "state"
+    self._state.mkdir(parents=True)
+    self._entries: dict[str, dict] = {}
+    self._array = None
+
+  def start(self, parameter: Parameter, dtype: np.dtype) -> None:
+    """Makes room for a parameter; its pieces are written next."""
+    path = ("params", *parameter.path.split("/"))
+    spec = {
+      "driver": "zarr",
+      "kvstore": _kvstore(self._state, ".".join(path), ocdbt=True),
+      "metadata": {
+        "shape": list(parameter.shape),
+        "chunks": list(parameter.piece_shape),
+        "compressor": {"id": "zstd", "level": 1},
+      },
+      "dtype": dtype.name,
+      "create": True,
+      "store_data_equal_to_fill_value": True,
+    }
+    self._array = _written(ts.open(spec))
+    self._entries[str(path)] = {
+      "key_metadata": [{"key": key, "key_type": _DICT_KEY} for key in path],
+      "value_metadata": {
+        "value_type": "jax.Array",
+        "skip_deserialize": False,
+        "write_shape": list(parameter.shape),
+      },
+    }
+
+  def write(self, parameter: Parameter, piece: Piece, values: np.ndarray) -> None:
+    """Writes a piece of the parameter that was started last.
+
+    Raises:
+      OSError: the disk is full or fails.
+    """
+    _written(self._array[parameter.index(piece)].write(values))
+
+  def finish(self, meta: Mapping) -> None:
+    """Writes what makes the arrays an Orbax checkpoint with that `meta`."""
+    now = time.time_ns()
+    handlers = {
+      "meta": _HANDLERS + "json_checkpoint_handler.JsonCheckpointHandler",
+      "state": _HANDLERS + "standard_checkpoint_handler.StandardCheckpointHandler",
+    }
+    tree = {
+      "tree_metadata": self._entries,
+      "use_ocdbt": True,
+      "use_zarr3": False,
+      "store_array_data_equal_to_fill_value": True,
+      "custom_metadata": None,
+    }
+    _write(self._state / _TREE, tree)
+    (self._step / "meta").mkdir()
+    _write(self._step / "meta" / "metadata", {"format_version": FORMAT_VERSION, **meta})
+    checkpoint = {
+      "item_handlers": handlers,
+      "metrics": {},
+      "performance_metrics": {},
+      "init_timestamp_nsecs": now,
+      "commit_timestamp_nsecs": now,
+      "custom_metadata": {},
+    }
+    _write(self._step / "_CHECKPOINT_METADATA", checkpoint)
+
+
+def _written(future):
+  """The result of a write; what tensorstore raises becomes an OSError."""
+  try:
+    return future.result()
+  except _ERRORS as error:
+    raise OSError(reason(error)) from None
+
+
+def _write(path: pathlib.Path, values: Mapping) -> None:
+  path.write_text(json.dumps(values))
+
+
+def reason(error: BaseException) -> str:
+  """A library's error in few words: the system's own where there is one."""
+  text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+  system = re.search(r"OS error (\d+)", text)
+  if system:
+    return os.strerror(int(system[1]))
+  return text.splitlines()[0].split(" [")[0][:200]
+
+
+def weight_dtype(name: str, dtype: np.dtype) -> np.dtype:
+  """The dtype itself; UserError if weights cannot have it."""
+  if dtype not in WEIGHT_DTYPES.values():
+    known = ", ".join(WEIGHT_DTYPES)
+    raise UserError(f"{name} has dtype {dtype.name}; must be one of {known}")
+  return dtype

@@ -1,0 +1,216 @@
+"""Tensors in files: names, shapes and dtypes first, values when asked for."""
+
+import json
+import math
+import pathlib
+import struct
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import ml_dtypes
+import numpy as np
+
+from set_diffusion_jax.errors import UserError
+
+WEIGHT_DTYPES = {
+  "float32": np.dtype(np.float32),
+  "bfloat16": np.dtype(ml_dtypes.bfloat16),
+  "float16": np.dtype(np.float16),
+}
+
+# Names of the safetensors format. Other dtypes are refused by name.
+SAFETENSORS_DTYPES = {
+  "F64": np.dtype(np.float64),
+  "F32": WEIGHT_DTYPES["float32"],
+  "BF16": WEIGHT_DTYPES["bfloat16"],
+  "F16": WEIGHT_DTYPES["float16"],
+  "I64": np.dtype(np.int64),
+  "I32": np.dtype(np.int32),
+  "U8": np.dtype(np.uint8),
+  "BOOL": np.dtype(np.bool_),
+}
+_LARGEST_HEADER = 100 * 2**20  # the limit of the format's own readers
+
+
+class Tensor(NamedTuple):
+  """One array stored in a file.
+
+  Attributes:
+    file: where it is, little-endian and uncompressed.
+    dtype: of its elements.
+    shape: of the array.
+    offset: of its first element in the file, in bytes.
+    strides: in elements; None: row after row.
+  """
+
+  file: pathlib.Path
+  dtype: np.dtype
+  shape: tuple[int, ...]
+  offset: int
+  strides: tuple[int, ...] | None = None
+
+  @property
+  def nbytes(self) -> int:
+    """Of the values, in bytes."""
+    return math.prod(self.shape) * self.dtype.itemsize
+
+  def read(self, start: int = 0, stop: int | None = None) -> np.ndarray:
+    """The rows from `start` to before `stop`; a scalar has no rows and is read whole.
+
+    Raises:
+      UserError: the file ends too early or cannot be read.
+    """
+    shape, strides = self.shape, self.strides or row_major(self.shape)
+    first = 0
+    if shape:
+      stop = shape[0] if stop is None else stop
+      shape, first = (stop - start, *shape[1:]), start * strides[0]
+    if math.prod(shape) == 0:
+      return np.zeros(shape, self.dtype)
+    span = 1 + sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
+    size = span * self.dtype.itemsize
+    try:
+      with self.file.open("rb") as file:
+        file.seek(self.offset + first * self.dtype.itemsize)
+        raw = np.fromfile(file, np.uint8, size)
+    except OSError as error:
+      raise UserError(f"{self.file}: {error.strerror}") from None
+    if len(raw) != size:
+      raise UserError(f"{self.file}: is truncated, ends inside a tensor")
+    flat = raw.view(self.dtype)
+    if strides == row_major(shape):
+      return flat.reshape(shape)
+    steps = [step * self.dtype.itemsize for step in strides]
+    view = np.lib.stride_tricks.as_strided(flat, shape, steps, writeable=False)
+    return np.ascontiguousarray(view)
+
+
+def row_major(shape: tuple[int, ...]) -> tuple[int, ...]:
+  """Strides, in elements, of an array stored row after row."""
+  return tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
+
+
+def read_json(path: pathlib.Path) -> dict:
+  """The object in a JSON file.
+
+  Raises:
+    UserError: no such file, or it is not a JSON object.
+  """
+  try:
+    values = json.loads(path.read_text(encoding="utf-8"))
+  except OSError as error:
+    raise UserError(f"{path}: {error.strerror}") from None
+  except (ValueError, RecursionError) as error:
+    raise UserError(f"{path}: is not JSON ({_first_line(error)})") from None
+  if not isinstance(values, dict):
+    raise UserError(f"{path}: must hold a JSON object")
+  return values
+
+
+def read_safetensors(path: pathlib.Path) -> dict[str, Tensor]:
+  """The tensors of a safetensors file; only its header is read.
+
+  Raises:
+    UserError: truncated, damaged, an unknown dtype, or bytes that no tensor or two
+      tensors lay claim to.
+  """
+  header, start, size = _header(path)
+  header.pop("__metadata__", None)
+  tensors, ends = {}, []
+  for name, entry in header.items():
+    dtype, shape, (begin, end) = _entry(path, name, entry)
+    wanted = math.prod(shape) * dtype.itemsize
+    if end - begin != wanted:
+      raise UserError(
+        f"{path}: {name} = {end - begin} bytes; {dtype.name} {list(shape)} needs "
+        f"{wanted}"
+      )
+    if start + end > size:
+      raise UserError(
+        f"{path}: is truncated, {name} ends at byte {start + end}, the file at {size}"
+      )
+    tensors[name] = Tensor(path, dtype, shape, start + begin)
+    ends.append((begin, end, name))
+  reached = 0
+  for begin, end, name in sorted(ends):
+    if begin != reached:
+      raise UserError(f"{path}: {name} starts at byte {begin}, must be {reached}")
+    reached = end
+  if start + reached != size:
+    extra = size - start - reached
+    raise UserError(f"{path}: has {extra} bytes after its last tensor, must have none")
+  return tensors
+
+
+def _header(path: pathlib.Path) -> tuple[dict, int, int]:
+  """The header, where the data starts, and the size of the file."""
+  try:
+    size = path.stat().st_size
+    with path.open("rb") as file:
+      prefix = file.read(8)
+      length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
+      if length > min(size - 8, _LARGEST_HEADER) or length < 2:
+        raise UserError(f"{path}: is truncated or no safetensors file")
+      text = file.read(length)
+  except OSError as error:
+    raise UserError(f"{path}: {error.strerror}") from None
+  try:
+    header = json.loads(text)
+  except (ValueError, RecursionError):
+    raise UserError(f"{path}: the safetensors header is not JSON") from None
+  if not isinstance(header, dict):
+    raise UserError(f"{path}: the safetensors header must be a JSON object")
+  return header, 8 + length, size
+
+
+def _entry(path: pathlib.Path, name: str, entry) -> tuple:
+  """Checked dtype, shape and offsets of a header's entry."""
+  try:
+    kind, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    numbers = [*shape, *offsets]
+    plain = all(type(n) is int and n >= 0 for n in numbers) and len(offsets) == 2
+  except (KeyError, TypeError):
+    plain = False
+  if not plain:
+    raise UserError(f"{path}: the header's entry of {name} is damaged")
+  if kind not in SAFETENSORS_DTYPES:
+    known = ", ".join(SAFETENSORS_DTYPES)
+    raise UserError(f"{path}: {name} has dtype {kind!r}; must be one of {known}")
+  return SAFETENSORS_DTYPES[kind], tuple(shape), tuple(offsets)
+
+
+def read_shards(
+  index: pathlib.Path, read: Callable[[pathlib.Path], dict[str, Tensor]]
+) -> dict[str, Tensor]:
+  """The tensors that an index file distributes over files beside it.
+
+  Args:
+    index: a file with a `weight_map`, name -> file name.
+    read: reads the tensors of one file.
+
+  Raises:
+    UserError: a file outside the directory, a missing file, or an index and files that
+      do not name the same tensors.
+  """
+  weight_map = read_json(index).get("weight_map")
+  if not isinstance(weight_map, Mapping) or not weight_map:
+    raise UserError(f"{index}: weight_map must name the file of each tensor")
+  files = sorted(set(map(str, weight_map.values())))
+  for file in files:
+    if pathlib.PurePath(file).name != file:
+      raise UserError(f"{index}: {file!r} must be a file in the same directory")
+    if not (index.parent / file).is_file():
+      raise UserError(f"{index}: {file!r}: No such file")
+  tensors = {}
+  for file in files:
+    found = read(index.parent / file)
+    promised = {name for name, where in weight_map.items() if where == file}
+    for name in sorted(promised ^ found.keys()):
+      where = "the index" if name in promised else f"{file}"
+      raise UserError(f"{index}: {name} is only in {where}; must be in both")
+    tensors.update(found)
+  return tensors
+
+
+def _first_line(error: Exception) -> str:
+  return (str(error) or type(error).__name__).splitlines()[0]

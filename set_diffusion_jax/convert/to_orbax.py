@@ -1,0 +1,70 @@
+"""PyTorch to Orbax: a work directory whose one step holds only parameters."""
+
+import dataclasses
+import json
+import pathlib
+
+from set_diffusion_jax import workdir
+from set_diffusion_jax.convert import orbax
+from set_diffusion_jax.convert.source import TOKENIZER_FILES, Source
+from set_diffusion_jax.convert.transfer import Cast, transfer
+from set_diffusion_jax.order import recorded_schedule
+from set_diffusion_jax.version import VERSION
+
+
+def write_orbax(source: Source, cast: Cast, fresh: pathlib.Path) -> None:
+  """A work directory with one step, 0, that holds only parameters."""
+  writer = orbax.Writer(fresh / workdir.CHECKPOINTS / "0")
+  transfer(source, cast, writer.start, writer.write)
+  writer.finish(_meta(source, cast))
+  stored = {"config": source.config.to_dict(), "data": _fingerprint(source)}
+  (fresh / workdir.CONFIG).write_text(json.dumps(stored, indent=2) + "\n")
+
+
+def _fingerprint(source: Source) -> dict:
+  """No training data: a run that would continue here is refused."""
+  return {"converted_from": str(source.path)}
+
+
+def _meta(source: Source, cast: Cast) -> dict:
+  """What a checkpoint needs to be understood, and to be written back as it was."""
+  config, files = source.config, source.files
+  corruption = config.corruption
+  schedule = recorded_schedule(
+    config.method,
+    config.data.length,
+    corruption.schedule,
+    corruption.t_min,
+    corruption.t_max,
+  )
+  texts = {name: text for name, text in files.items() if name in TOKENIZER_FILES}
+  return {
+    "config": config.to_dict(),
+    "data": _fingerprint(source),
+    "tokenizer": {
+      "name": source.tokenizer,
+      **dataclasses.asdict(source.vocabulary),
+      "used_ids": source.used_ids,
+      "files": texts,
+    },
+    "schedule": schedule,
+    "code_version": VERSION,
+    "weights_from": {"converted_from": str(source.path)},
+    "source": {
+      "path": str(source.path),
+      "weights": source.kind,
+      "dtypes": {path: dtype.name for path, dtype in source.dtypes.items()},
+      "notes": source.notes,
+    },
+    "published": cast.settings(source.published),
+    "qwen3": source.qwen3,
+    "buffers": {
+      name: {
+        "dtype": cast.array(values).dtype.name,
+        "shape": list(values.shape),
+        "bytes": cast.array(values).tobytes().hex(),
+      }
+      for name, values in source.buffers.items()
+    },
+    "files": {name: text for name, text in files.items() if name not in texts},
+  }
