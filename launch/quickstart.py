@@ -11,7 +11,7 @@ import pathlib
 import sys
 import time
 
-from set_diffusion_jax import UserError, cli, load
+from set_diffusion_jax import UserError, cli, data, load
 from set_diffusion_jax.evaluate import unigram_bits_per_byte
 from set_diffusion_jax.train import train
 
@@ -28,12 +28,11 @@ def run(runs: pathlib.Path) -> None:
     print(f"== Training: {name}", file=sys.stderr)
     train(config, runs / method, label=method)
     model = load(runs / method)
-    evaluator = model.evaluator()
-    quality = evaluator.run(model.params)
+    quality = model.evaluator().run(model.params).likelihood
     error = quality.summary()["bits_per_byte_standard_error"]
     bound = "exact" if quality.exact else "upper bound"
     rows.append((name, quality.bits_per_byte, error, quality.perplexity, bound))
-  unigram = unigram_bits_per_byte(evaluator.corpus)
+  unigram = unigram_bits_per_byte(data.load(model.config.data))
 
   print("\nHeld-out text      bits per byte      perplexity")
   print(f"{'byte unigram':20} {unigram:.3f}")
