@@ -18,6 +18,7 @@ hook = install_import_hook(
 hook.__enter__()
 
 import jax
+import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -25,3 +26,10 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 CACHE = tempfile.TemporaryDirectory(prefix="set-diffusion-tests-")
 jax.config.update("jax_compilation_cache_dir", CACHE.name)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _free_compiled_programs():
+  """Thousands of compiled programs in one process run into the limit of mappings."""
+  yield
+  jax.clear_caches()

@@ -45,7 +45,7 @@ def random_index(kind, streams, seed=0):
   rank, reach = random_sets(rng, kind)
   valid = np.arange(LENGTH) < np.array([[LENGTH], [LENGTH - 5]])
   order = Order(jnp.asarray(rank * 0, jnp.int32), jnp.asarray(rank, jnp.int32))
-  both = two_streams(order, jnp.asarray(valid), reach)
+  both = two_streams(order, jnp.asarray(valid), reach, causal=kind == "causal")
   if streams == "both":
     return both
   if streams == "clean":
@@ -54,7 +54,7 @@ def random_index(kind, streams, seed=0):
   return half.replace(clean=0)
 
 
-@pytest.mark.parametrize("kind", ["singletons", "blocks", "one", "general"])
+@pytest.mark.parametrize("kind", ["singletons", "blocks", "one", "general", "causal"])
 @pytest.mark.parametrize("streams", ["clean", "noisy", "both"])
 @pytest.mark.parametrize("piece, bands", [(128, 8), (8, 8), (5, 8), (5, 2), (4, 1)])
 def test_pieces_equal_dense_attention(kind, streams, piece, bands, monkeypatch):

@@ -1,13 +1,17 @@
 """The command line as a user meets it: results, and one line for every mistake."""
 
+import dataclasses
+import io
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
 
 import set_diffusion_jax
 from set_diffusion_jax import cli
+from set_diffusion_jax.checkpoint import Checkpoints
 from tests import tiny
 
 CONFIG = """
@@ -17,7 +21,7 @@ def get_config(arguments=""):
   config = default_config()
   config.method.name = given.method
   config.method.max_set_size = 4.0
-  config.model.update({"layers": 1, "width": 16, "heads": 2, "ffn": 32})
+  config.model.update({"layers": 1, "width": 16, "heads": 2, "ffn": 64})
   config.data.update({"source": "text", "train_path": "PATH", "length": 16})
   config.optimizer.warmup_steps = 1
   config.train.update({"steps": 4, "batch_size": 4, "log_every": 2,
@@ -108,7 +112,7 @@ def test_wrong_commands(home, tmp_path, capsys):
   fails(capsys, ["evaluate", f"--checkpoint={tmp_path}"], "not a work directory")
   fails(capsys, ["evaluate", f"--checkpoint={run}/checkpoints/3"], "step 3")
   fails(capsys, ["evaluate", f"--checkpoint={run}", "--draws=0"], "draws = 0")
-  fails(capsys, ["sample", f"--checkpoint={run}", "--length=17"], "--length=17")
+  fails(capsys, ["sample", f"--checkpoint={run}", "--length=1"], "--length=1")
   fails(
     capsys, ["sample", f"--checkpoint={run}", "--length=4", "--prompt=four"], "four"
   )
@@ -133,8 +137,8 @@ def test_a_directory_of_another_configuration(home, capsys):
   before = {p: p.stat().st_mtime_ns for p in run.rglob("*")}
   base = ["train", f"--workdir={run}"]
   fails(capsys, [*base, f"--config={home}/config.py:method=ar"], "method.name", "'set'")
-  changed = [f"--config={home}/config.py", "--config.model.ffn=64"]
-  fails(capsys, [*base, *changed], "model.ffn = 32, not 64")
+  changed = [f"--config={home}/config.py", "--config.model.ffn=32"]
+  fails(capsys, [*base, *changed], "model.ffn = 64, not 32")
   assert {p: p.stat().st_mtime_ns for p in run.rglob("*")} == before
 
 
@@ -149,7 +153,92 @@ def test_evaluate_prints_what_it_writes(home, tmp_path, capsys, method):
   assert f"{figures['tokens']:,} tokens" in text
   assert figures["perplexity"] == pytest.approx(np.exp(figures["nats_per_token"]))
   assert figures["bound"].startswith("exact" if method == "ar" else "upper bound")
-  assert figures["protocol"]["cut"] == "wrapped to 16"
+  assert figures["protocol"]["cut"] == "wrapped to 16, windows side by side"
+
+
+def test_evaluate_on_another_text(home, tmp_path, capsys):
+  """Fields of the checkpoint's configuration can be changed; its model cannot."""
+  (tmp_path / "other.jsonl").write_text(json.dumps({"text": tiny.TEXT}) + "\n")
+  output = tmp_path / "figures.json"
+  base = ["evaluate", f"--checkpoint={home}/set", f"--output={output}"]
+  other = [
+    "--config.data.source=jsonl",
+    f"--config.data.validation_path={tmp_path}/other.jsonl",
+  ]
+  assert cli.main([*base, *other]) == 0
+  figures = json.loads(output.read_text())
+  assert figures["bytes"] == len(tiny.TEXT.encode())
+  assert figures["protocol"]["source"] == "jsonl"
+  # A file that holds just this evaluation is not computed again.
+  before = output.stat().st_mtime_ns
+  assert cli.main([*base, *other]) == 0
+  assert output.stat().st_mtime_ns == before
+  assert cli.main([*base, *other, "--order=left_to_right"]) == 0
+  exact = json.loads(output.read_text())
+  assert exact["bound"] == "exact" and exact["protocol"]["order"] == "left_to_right"
+  fails(capsys, [*base, "--config.model.width=32"], "model.width", "fixed")
+  fails(capsys, [*base, "--config.train.seed=3"], "train.seed", "fixed")
+  fails(capsys, [*base, "--config.evaluate.stride=99"], "evaluate.stride = 99")
+  fails(capsys, [*base, "--order=backwards"], "evaluate.order", "left_to_right")
+  fails(capsys, [*base, "--order=left_to_right", "--draws=2"], "evaluate.draws = 2")
+  fails(capsys, [*base[:2], f"--output={tmp_path}"], "must be a file")
+  fails(capsys, [*base[:2], f"--output={tmp_path}/no/f.json"], "missing")
+
+
+def test_zero_shot(home, tmp_path, capsys):
+  lines = "".join(" it 's the age of <unk> , N said . \n" for _ in range(9))
+  (tmp_path / "ptb.txt").write_text(lines)
+  (tmp_path / "lambada.jsonl").write_text(json.dumps({"text": tiny.TEXT}))
+  output = tmp_path / "zero.json"
+  base = ["evaluate", f"--checkpoint={home}/ar", f"--zero-shot-data={tmp_path}"]
+  capsys.readouterr()
+  assert cli.main([*base, "--zero-shot=ptb,lambada", f"--output={output}"]) == 0
+  text = capsys.readouterr().out
+  figures = json.loads(output.read_text())["zero_shot"]
+  assert list(figures) == ["ptb", "lambada"]
+  for name, found in figures.items():
+    assert f"{name:12} perplexity {found['perplexity']:.2f}" in text
+    assert found == json.loads(output.with_suffix(f".{name}.json").read_text())
+    assert len(found["protocol"]["detokenizer_sha256"]) == 64
+  assert figures["ptb"]["bytes"] == 9 * len("it's the age of ? , 1 said .")
+  assert "EOS after each sequence" in figures["ptb"]["protocol"]["special_tokens"]
+  fails(capsys, [*base, "--zero-shot=ptb,gone"], "'gone' is not one of")
+  fails(capsys, [*base, "--zero-shot=wikitext2"], "has no wikitext2.txt")
+  fails(capsys, base, "--zero-shot-data", "needs --zero-shot")
+  (tmp_path / "wikitext2.txt").write_text("short\n")
+  fails(capsys, [*base, "--zero-shot=wikitext2"], "data.length = 16", "at most 8")
+
+
+def test_a_damaged_checkpoint(home, tmp_path, capsys):
+  for part in ("state", "meta"):
+    run = tmp_path / part
+    shutil.copytree(home / "set", run)
+    shutil.rmtree(run / "checkpoints" / "4" / part)
+    fails(capsys, ["evaluate", f"--checkpoint={run}"], "checkpoints/4", "damaged")
+
+
+def test_a_step_stands_on_its_own(home, tmp_path):
+  shutil.copytree(home / "set" / "checkpoints" / "4", tmp_path / "4")
+  alone = set_diffusion_jax.load(tmp_path / "4")
+  whole = set_diffusion_jax.load(home / "set")
+  assert alone.digest == whole.digest and alone.config == whole.config
+
+
+def test_a_run_that_starts_from_another(home, tmp_path, capsys):
+  """The set model from the AR model's weights; the report is kept."""
+  run = tmp_path / "run"
+  command = ["train", f"--config={home}/config.py", f"--workdir={run}"]
+  capsys.readouterr()
+  assert cli.main([*command, f"--config.init_from={home}/ar"]) == 0
+  assert f"from {home}/ar: 12 parameters loaded" in capsys.readouterr().err
+  with Checkpoints(run / "checkpoints") as checkpoints:
+    meta = checkpoints.restore_meta(4)
+  assert meta["weights_from"]["checkpoint"] == f"{home}/ar"
+  assert "embedding" in meta["weights_from"]["loaded"]
+  wrong = [*command[:2], f"--workdir={tmp_path}/new"]
+  fails(capsys, [*wrong, f"--config.init_from={tmp_path}"], "not a work directory")
+  wider = [f"--config.init_from={home}/ar", "--config.model.width=32"]
+  fails(capsys, [*wrong, *wider], "init_from", "has shape", "model.*")
 
 
 def test_evaluation_does_not_depend_on_the_batch(home, tmp_path):
@@ -167,21 +256,70 @@ def test_evaluation_does_not_depend_on_the_batch(home, tmp_path):
     )
 
 
+NO_EOS = "--config.decode.stop_at_eos=false"
+
+
 @pytest.mark.parametrize("method", ["ar", "set"])
 def test_sample(home, tmp_path, capsys, method):
-  output = tmp_path / "samples.json"
+  output = tmp_path / "samples.jsonl"
   base = ["sample", f"--checkpoint={home}/{method}", "--prompt=It", "--prompt=was"]
   capsys.readouterr()
-  assert cli.main([*base, "--num=2", f"--output={output}"]) == 0
+  assert cli.main([*base, "--num=2", f"--output={output}", NO_EOS]) == 0
   text = capsys.readouterr().out
-  samples = json.loads(output.read_text())["samples"]
+  samples = list(map(json.loads, output.read_text().splitlines()))
+  assert [s["prompt"] for s in samples] == ["It", "It", "was", "was"]
   assert [s["text"][:2] for s in samples] == ["It", "It", "wa", "wa"]
   assert all(len(s["tokens"]) == 16 for s in samples)
   assert [s["steps"] for s in samples] == [13, 13, 12, 12]
+  assert all(s["tokens_per_step"] == 1 for s in samples)
+  assert {s["ended_by"] for s in samples} == {"length"}
   assert len(re.findall("--- sample", text)) == 4
   # The same seed and row give the same text, in another batch too.
-  again = set_diffusion_jax.load(home / method).generate(["It", "It"])
+  model = set_diffusion_jax.load(home / method)
+  free = dataclasses.replace(model.config.decode, stop_at_eos=False)
+  again = model.generate(["It", "It"], options=free)
   assert [s["tokens"] for s in again] == [s["tokens"] for s in samples[:2]]
+
+
+def test_sample_reads_prompts_from_files(home, tmp_path, monkeypatch):
+  (tmp_path / "lines.txt").write_text("It\n\nwas\n")
+  (tmp_path / "prompts.jsonl").write_text('{"prompt": "It"}\n{"prompt": "was"}\n')
+  monkeypatch.setattr("sys.stdin", io.StringIO("It\nwas"))
+  found = []
+  for name in (f"{tmp_path}/lines.txt", f"{tmp_path}/prompts.jsonl", "-"):
+    output = tmp_path / "out.jsonl"
+    command = ["sample", f"--checkpoint={home}/set", f"--input={name}"]
+    assert cli.main([*command, "--temperature=0", f"--output={output}"]) == 0
+    rows = list(map(json.loads, output.read_text().splitlines()))
+    found.append([(row["prompt"], row["text"]) for row in rows])
+  assert found[0] == found[1] == found[2] and len(found[0]) == 2
+
+
+def test_infill(home, tmp_path, capsys):
+  output = tmp_path / "filled.jsonl"
+  base = ["infill", f"--checkpoint={home}/set"]
+  texts = ["It [MASK:3]the [MASK:2]", "[MASK]was"]
+  capsys.readouterr()
+  assert cli.main([*base, *texts, f"--output={output}", NO_EOS]) == 0
+  assert len(re.findall("--- sample", capsys.readouterr().out)) == 2
+  first, second = map(json.loads, output.read_text().splitlines())
+  assert first["text"].startswith("It ") and first["tokens"][7:11] == list(b"the ")
+  assert len(first["tokens"]) == 1 + len("It ") + 3 + len("the ") + 2
+  assert second["tokens"][2:] == list(b"was") and first["steps"] == 5
+  (tmp_path / "texts.jsonl").write_text(json.dumps({"text": texts[0]}))
+  assert cli.main([*base, f"--input={tmp_path}/texts.jsonl", f"--output={output}"]) == 0
+  fails(capsys, base, "give texts")
+  fails(capsys, [*base, "no gap"], "has no gap")
+  fails(capsys, [*base, "[MASK:0]"], "[MASK:0]")
+  fails(capsys, [*base, "[MASK]", "--top-p=2"], "decode.top_p = 2.0")
+  fails(capsys, [*base, "[MASK]", "--stop-regex=("], "--stop-regex=(")
+  fails(capsys, [*base, "[MASK]", "--stop-repeats=1"], "--stop-repeats=1")
+  fails(capsys, [*base, "[MASK]", "--commit=posterior"], "no noise levels")
+  fails(capsys, [*base, f"--input={tmp_path}/gone"], "gone", "No such file")
+  (tmp_path / "bad.jsonl").write_text('{"body": 3}')
+  fails(capsys, [*base, f"--input={tmp_path}/bad.jsonl"], "line 1", '"text"')
+  gap = ["infill", f"--checkpoint={home}/ar", "It [MASK] was"]
+  fails(capsys, gap, "cannot fill gaps")
 
 
 def test_model(home):
@@ -224,3 +362,48 @@ def test_inspect_draws_masks(home, tmp_path, capsys):
   fails(capsys, [*base, f"--output={tmp_path}/no/masks.png"], "--output")
   fails(capsys, [*base, "--methods=ar,gan"], "gan")
   fails(capsys, ["inspect", "--mask", "--length=99", base[2]], "--length=99")
+
+
+def test_convert_and_use_what_came_out(home, tmp_path, capsys):
+  """To PyTorch and back by command; every command takes both."""
+  command = ["convert", f"{home}/set", f"{tmp_path}/torch", "--verify"]
+  capsys.readouterr()
+  assert cli.main(command) == 0
+  assert "verified: 12 parameters" in capsys.readouterr().out
+  assert cli.main(["convert", f"{tmp_path}/torch", f"{tmp_path}/back"]) == 0
+  text = ["--config.data.source=text", f"--config.data.validation_path={home}/text.txt"]
+  found = []
+  for name in (home / "set", tmp_path / "torch", tmp_path / "back"):
+    output = tmp_path / f"{name.name}.json"
+    evaluate = ["evaluate", f"--checkpoint={name}", f"--output={output}"]
+    ids = name == home / "set"
+    if not ids:
+      fails(capsys, evaluate, 'data.source = "none"')
+    assert cli.main([*evaluate, *text, *([] if ids else BYTES)]) == 0
+    found.append(json.loads(output.read_text()))
+    sample = [
+      "sample",
+      f"--checkpoint={name}",
+      "--temperature=0",
+      *([] if ids else BYTES),
+    ]
+    assert cli.main(sample) == 0
+  assert found[0]["nats_per_token"] == found[1]["nats_per_token"]
+  assert found[0]["nats_per_token"] == found[2]["nats_per_token"]
+  capsys.readouterr()
+  for name in ("set", "torch", "back"):
+    folder = home / name if name == "set" else tmp_path / name
+    assert cli.main(["inspect", str(folder)]) == 0
+    text = capsys.readouterr().out
+    assert "S_max = 4 positions active at once" in text
+    assert re.search("blocks/qkv/kernel +float32 +1 x 16 x 3 x 2 x 8", text)
+  fails(capsys, command, "torch", "exists")
+  fails(
+    capsys, ["convert", f"{tmp_path}/gone", f"{tmp_path}/x"], "gone", "no such file"
+  )
+  fails(capsys, [*command[:2], f"{tmp_path}/x", "--dtype=int8"], "--dtype=int8")
+  fails(capsys, ["inspect"], "give a checkpoint, or --mask")
+  assert not (tmp_path / "x").exists()
+
+
+BYTES = ["--config.data.tokenizer=byte"]

@@ -6,11 +6,11 @@ import pathlib
 import pytest
 
 from set_diffusion_jax.config import (
-  CHANGEABLE,
   Config,
   config_arguments,
   default_config,
 )
+from set_diffusion_jax.config.experiment import CHANGEABLE
 from set_diffusion_jax.errors import UserError
 from tests import tiny
 

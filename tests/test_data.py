@@ -1,5 +1,6 @@
 """Text to batches: nothing lost, nothing twice, however many processes share it."""
 
+import gzip
 import itertools
 import json
 
@@ -16,12 +17,18 @@ from set_diffusion_jax.errors import UserError
 TOKENIZER = data.ByteTokenizer()
 
 
+def wrapped(ids, length, bos, stride=None):
+  text = data.Tokens(ids, np.ones_like(ids), np.array([len(ids)]))
+  return data.Blocks.wrapped(
+    text, data.Frame(length, TOKENIZER.vocabulary, bos), stride
+  )
+
+
 @settings(max_examples=50, deadline=None)
 @given(st.text())
 def test_bytes_round_trip(text):
   ids = TOKENIZER.encode(text)
   assert TOKENIZER.decode(ids) == text
-  assert TOKENIZER.token_bytes[ids].sum() == len(text.encode())
   assert ids.size == 0 or ids.max() < 256
 
 
@@ -29,14 +36,13 @@ def test_special_ids_in_text():
   v = TOKENIZER.vocabulary
   ids = [v.bos, 72, v.mask, v.mask, 105, v.eos, v.pad]
   assert TOKENIZER.decode(np.array(ids)) == "H__i"
-  assert TOKENIZER.token_bytes[[v.bos, v.eos, v.pad, v.mask]].sum() == 0
 
 
 @settings(max_examples=50, deadline=None)
 @given(st.integers(0, 60), st.integers(2, 9), st.booleans())
 def test_blocks_hold_each_token_once(count, length, bos):
   ids = np.arange(count)
-  blocks = data.Blocks(ids, length, TOKENIZER.vocabulary, bos)
+  blocks = wrapped(ids, length, bos)
   found = []
   for row in (blocks[i] for i in range(len(blocks))):
     assert row["tokens"].shape == (length,)
@@ -46,8 +52,51 @@ def test_blocks_hold_each_token_once(count, length, bos):
   assert found == ids.tolist()
 
 
+@settings(max_examples=100, deadline=None)
+@given(st.integers(1, 60), st.integers(3, 9), st.booleans(), st.data())
+def test_windows_count_each_token_once(count, length, bos, draw):
+  """With any stride, and what a window sees besides is what came right before."""
+  width = length - bos
+  blocks = wrapped(np.arange(count), length, bos, draw.draw(st.integers(1, width)))
+  found = []
+  for row in range(len(blocks)):
+    example = blocks[row]
+    text = example["tokens"][bos : example["valid"].sum()]
+    assert text.tolist() == list(range(text[0], text[0] + len(text)))
+    found.extend(example["tokens"][example["valid"] & ~example["context"]])
+    assert row == len(blocks) - 1 or example["valid"].all()
+  assert found == list(range(count))
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.text("ab", max_size=9), max_size=5), st.booleans(), st.booleans())
+def test_sentences_are_documents_of_their_own(texts, bos, eos):
+  text = data.Tokens.of(texts, TOKENIZER, eos=False)
+  v = TOKENIZER.vocabulary
+  blocks = data.Blocks.sentences(text, data.Frame(6, v, bos, eos))
+  expected = [t for t in texts if t]
+  assert len(blocks) == len(expected)
+  for row, document in enumerate(expected):
+    example = blocks[row]
+    ids = [v.bos] * bos + [*document.encode()][: 6 - bos - eos] + [v.eos] * eos
+    assert example["tokens"][example["valid"]].tolist() == ids
+    assert example["valid"].tolist() == [i < len(ids) for i in range(6)]
+    assert example["context"].sum() == bos
+    assert blocks.bytes_of(row).sum() == len(ids) - bos - eos
+
+
+def test_sequences_that_end_with_eos():
+  v = TOKENIZER.vocabulary
+  text = data.Tokens.of(["abcde"], TOKENIZER, eos=False)
+  blocks = data.Blocks.wrapped(text, data.Frame(5, v, bos=True, eos=True))
+  assert blocks[0]["tokens"].tolist() == [v.bos, *b"abc", v.eos]
+  assert blocks[1]["tokens"].tolist() == [v.bos, *b"de", v.eos, v.pad]
+  assert blocks[1]["valid"].tolist() == [True] * 4 + [False]
+  assert blocks.bytes_of(1).tolist() == [0, 1, 1, 0, 0]
+
+
 def some_blocks(rows=11):
-  return data.Blocks(np.arange(rows * 4), 5, TOKENIZER.vocabulary, bos=True)
+  return wrapped(np.arange(rows * 4), 5, bos=True)
 
 
 def take(iterator, count):
@@ -69,7 +118,7 @@ def test_each_epoch_is_a_new_permutation():
   blocks = some_blocks(12)
   rows = np.concatenate(take(data.training_iterator(blocks, 4, 0, 0, 1), 6))[:, 1]
   first, second = rows[:12], rows[12:]
-  assert sorted(first) == sorted(second) == sorted(blocks.tokens[:, 1])
+  assert sorted(first) == sorted(second) == sorted(blocks.ids[::4])
   assert list(first) != list(second)
   other_seed = np.concatenate(take(data.training_iterator(blocks, 4, 1, 0, 1), 3))
   assert list(other_seed[:, 1]) != list(first)
@@ -92,11 +141,12 @@ def test_an_iterator_resumes_at_any_point(rows, batch_size, stop):
 def test_evaluation_takes_each_row_once(rows, batch_size, limit):
   blocks, limit = some_blocks(rows), min(limit, rows)
   seen = []
-  for batch, numbers in data.evaluation_batches(blocks, batch_size, limit):
-    assert batch["tokens"].shape == (batch_size, 5)
+  wanted = np.arange(limit)
+  for batch, sizes, numbers in data.evaluation_batches(blocks, wanted, batch_size):
+    assert batch["tokens"].shape == sizes.shape == (batch_size, 5)
     counted = batch["valid"].any(-1)
     seen.extend(zip(numbers[counted], batch["tokens"][counted, 1], strict=True))
-  assert seen == list(enumerate(blocks.tokens[:limit, 1]))
+  assert seen == list(enumerate(blocks.ids[: 4 * limit : 4]))
 
 
 def test_embedded_text():
@@ -116,8 +166,92 @@ def test_embedded_text():
 def test_text_files(tmp_path):
   for name, text in (("b.txt", "second"), ("a.txt", "first é"), ("c.md", "no")):
     (tmp_path / name).write_text(text, encoding="utf-8")
-  found = sources.text_files("data.train_path", str(tmp_path / "*.txt"))
-  assert found == ["first é", "second"]
+  config = DataConfig(source="text", validation_path=str(tmp_path / "*.txt"))
+  assert sources.read_validation(config) == ["first é", "second"]
+
+
+def held_out(path, **fields):
+  config = DataConfig(validation_path=str(path), **fields)
+  return sources.read_validation(config)
+
+
+def test_json_lines_and_plain_lines(tmp_path):
+  records = [{"title": "One", "text": "first\n"}, {"title": "Two", "text": "é"}]
+  text = "\n".join(map(json.dumps, records))
+  (tmp_path / "a.jsonl").write_text(text + "\n\n")
+  (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(text.encode()))
+  for name in ("a.jsonl", "a.jsonl.gz"):
+    assert held_out(tmp_path / name, source="jsonl") == ["first\n", "é"]
+  joined = held_out(tmp_path / "a.jsonl", source="jsonl", field="title,text")
+  assert joined == ["One first\n", "Two é"]
+  (tmp_path / "b.txt").write_text(" one \n\n two")
+  assert held_out(tmp_path / "b.txt", source="lines") == [" one \n", "\n", " two"]
+  found = held_out(tmp_path / "b.txt", source="lines", detokenizer="ptb")
+  assert found == ["one", "", "two"]
+
+
+@pytest.mark.parametrize(
+  "text, words",
+  [
+    ('{"text": "a"}\n{"text": \n', "line 2: not JSON"),
+    ('["a"]\n', "line 1: must be a JSON object"),
+    ('{"body": "a"}\n', 'data.field = "text".*line 1 has no such text, but body'),
+    ('{"text": " "}\n', "holds no text"),
+  ],
+)
+def test_broken_json_lines(tmp_path, text, words):
+  (tmp_path / "a.jsonl").write_text(text)
+  with pytest.raises(UserError, match=words):
+    held_out(tmp_path / "a.jsonl", source="jsonl")
+
+
+def test_a_broken_gzip_file(tmp_path):
+  whole = gzip.compress(b"text " * 1000)
+  for name, content in (("cut.txt.gz", whole[:-9]), ("not.txt.gz", b"text")):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=name):
+      held_out(tmp_path / name, source="text")
+
+
+@pytest.fixture(scope="module")
+def tfds_directory(tmp_path_factory):
+  """A data set on disk that TFDS does not know, prepared without TensorFlow."""
+  import tensorflow_datasets as tfds
+
+  class Tales(tfds.core.GeneratorBasedBuilder):
+    VERSION = tfds.core.Version("1.0.0")
+
+    def _info(self):
+      features = {"title": tfds.features.Text(), "text": tfds.features.Text()}
+      return self.dataset_info_from_configs(
+        features=tfds.features.FeaturesDict(features)
+      )
+
+    def _split_generators(self, dl_manager):
+      return {"train": self._generate_examples(3), "test": self._generate_examples(2)}
+
+    def _generate_examples(self, count):
+      for i in range(count):
+        yield i, {"title": f"t{i}", "text": f"tale {i} é"}
+
+  folder = tmp_path_factory.mktemp("tfds")
+  with tfds.core.registered.skip_registration():
+    Tales(data_dir=folder, file_format="array_record").download_and_prepare()
+  return folder
+
+
+def test_tfds(tfds_directory):
+  fields = {"source": "tfds", "name": "tales", "directory": str(tfds_directory)}
+  documents = sources.read(DataConfig(**fields, field="title,text"))
+  assert sorted(documents.train) == [f"t{i} tale {i} é" for i in range(3)]
+  assert sorted(documents.validation) == ["t0 tale 0 é", "t1 tale 1 é"]
+  for wrong, words in (
+    ({"name": "legends"}, 'data.name = "legends".*not prepared'),
+    ({"validation_split": "dev"}, 'split "dev"'),
+    ({"field": "body"}, 'data.field = "body".*title, text|text, title'),
+  ):
+    with pytest.raises(UserError, match=words):
+      sources.read_validation(DataConfig(**{**fields, **wrong}))
 
 
 @settings(max_examples=50, deadline=None)

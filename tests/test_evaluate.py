@@ -1,15 +1,26 @@
 """Figures of likelihood: estimators against enumeration and their own definitions."""
 
+import dataclasses
+import functools
 import itertools
 import math
+import pathlib
+import tempfile
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from set_diffusion_jax.evaluate import Likelihood, mixture_nats
+from set_diffusion_jax import data
+from set_diffusion_jax.api import Model
+from set_diffusion_jax.errors import UserError
+from set_diffusion_jax.evaluate import Likelihood, PartialResults, mixture_nats
+from set_diffusion_jax.evaluate.clip import SetLosses, search_clip, set_losses
+from set_diffusion_jax.model import build_network
+from set_diffusion_jax.objective import Objective
 from set_diffusion_jax.order import singletons
+from set_diffusion_jax.rng import EVALUATE, row_keys, stream_key
 from tests import tiny
 
 
@@ -58,3 +69,177 @@ def test_more_orders_tighten_the_bound_and_stay_above_the_truth():
   assert bounds[0] == pytest.approx(float(nats.mean()), rel=1e-6)
   assert all(a > b for a, b in itertools.pairwise(bounds))
   assert bounds[-1] > exact
+
+
+LENGTH = 12
+
+
+@functools.cache
+def model(method, **changes):
+  """A model with arbitrary weights and a text of its own."""
+  folder = pathlib.Path(TEXTS.name)
+  path = tiny.text_file(folder, lines=6)
+  config = tiny.config(
+    method__name=method,
+    data__length=LENGTH,
+    data__source="text",
+    data__validation_path=str(path),
+    **{"evaluate__batch_size": 16, **changes},
+  )
+  tokenizer = data.ByteTokenizer()
+  network = build_network(config.model, tokenizer.vocabulary.size)
+  v = tokenizer.vocabulary
+  params = tiny.params(Objective(config, network, v.mask, v.eos))
+  return Model(config, params, tokenizer, 0), path.read_text()
+
+
+TEXTS = tempfile.TemporaryDirectory(prefix="set-diffusion-texts-")
+
+
+def rows_of(held_out):
+  """The tokens of all rows but the last, which is padded."""
+  return np.stack([held_out[i]["tokens"] for i in range(len(held_out) - 1)])
+
+
+@pytest.mark.parametrize("method", ["ar", "set", "masked"])
+def test_figures_are_those_of_single_rows(method):
+  """The evaluator against the plain functions of a model, row by row."""
+  m, text = model(method, evaluate__draws=3)
+  evaluator = m.evaluator()
+  found = evaluator.run(m.params).likelihood
+  tokens = rows_of(evaluator.held_out)
+  np.testing.assert_allclose(found.nats[:-1], m.nelbo(tokens, draws=3), rtol=1e-5)
+  assert (found.tokens[:-1] == LENGTH - 1).all()
+  assert found.bytes.sum() == len(text.encode())
+  assert found.tokens.sum() == len(text.encode()) + 1  # and EOS
+  mixed = -m.log_prob_bound(tokens, orders=3) if method == "set" else found.nats[:-1]
+  np.testing.assert_allclose(found.mixed[:-1], mixed, rtol=1e-5)
+  assert found.exact == (method == "ar")
+
+
+def test_a_given_order_gives_the_exact_log_p(tmp_path):
+  order = np.concatenate([[0], 1 + np.random.default_rng(0).permutation(LENGTH - 1)])
+  np.save(tmp_path / "order.npy", order)
+  for name, position in (
+    ("left_to_right", np.arange(LENGTH)),
+    (str(tmp_path / "order.npy"), order),
+  ):
+    m, _ = model("set", evaluate__order=name)
+    evaluator = m.evaluator()
+    found = evaluator.run(m.params).likelihood
+    tokens = rows_of(evaluator.held_out)
+    expected = -m.log_prob(tokens, np.tile(position, (len(tokens), 1)))
+    np.testing.assert_allclose(found.nats[:-1], expected, rtol=1e-5)
+    assert found.exact and found.summary()["bound"] == "exact"
+
+
+@pytest.mark.parametrize(
+  "array, words",
+  [
+    (np.arange(LENGTH - 1), r"shape \[1, 11\], must be \[12\] or"),
+    (np.zeros(LENGTH, int), "permutation of 0..11"),
+    (np.array(["a"] * LENGTH, dtype=object), "not an array of numbers"),
+    (None, "No such file"),
+  ],
+)
+def test_wrong_orders(tmp_path, array, words):
+  path = tmp_path / "order.npy"
+  if array is not None:
+    np.save(path, array, allow_pickle=True)
+  m, _ = model("set", evaluate__order=str(path))
+  with pytest.raises(UserError, match=words):
+    m.evaluator()
+
+
+def test_an_interrupted_evaluation_goes_on(tmp_path):
+  """Interrupted after any batch and continued in another batch size: the same rows."""
+  m, _ = model("set", evaluate__draws=2)
+  whole = m.evaluator().run(m.params).likelihood
+  path = tmp_path / "out.json"
+  smaller, _ = model("set", evaluate__draws=2, evaluate__batch_size=8)
+  smaller = dataclasses.replace(smaller, params=m.params)
+  done = []
+
+  def interrupt(rows):
+    done.append(rows)
+    if len(done) == 3:
+      raise KeyboardInterrupt
+
+  with pytest.raises(KeyboardInterrupt):
+    smaller.evaluator().run(m.params, interrupt, PartialResults(path, {"a": 1}))
+  partial = PartialResults(path, {"a": 1})
+  assert partial.found == sum(done) == 24
+  # A kill in the middle of a line loses that row only.
+  text = partial.path.read_text()
+  partial.path.write_text(text[:-5])
+  partial = PartialResults(path, {"a": 1})
+  assert partial.found == 23
+  seen = []
+  found = m.evaluator().run(m.params, seen.append, partial).likelihood
+  assert sum(seen) == len(whole.nats) - 23
+  np.testing.assert_allclose(found.nats, whole.nats, rtol=1e-6)
+  np.testing.assert_allclose(found.mixed, whole.mixed, rtol=1e-6)
+  with pytest.raises(UserError, match="holds another evaluation"):
+    PartialResults(path, {"a": 2})
+  partial.finish()
+  assert not partial.path.exists()
+
+
+def test_a_stride_gives_every_token_more_context():
+  m, text = model("ar")
+  plain = m.evaluator().run(m.params).likelihood
+  m, _ = model("ar", evaluate__stride=3)
+  found = m.evaluator().run(m.params).likelihood
+  assert found.tokens.sum() == plain.tokens.sum() == len(text.encode()) + 1
+  # Row by row: the last three tokens of a window given all before them.
+  tokens = rows_of(m.evaluator().held_out)
+  shorter = tokens.copy()[:, : LENGTH - 3]
+  left = np.arange(LENGTH)
+  whole = m.log_prob(tokens, np.tile(left, (len(tokens), 1)))
+  given = m.log_prob(shorter, np.tile(left[:-3], (len(tokens), 1)))
+  np.testing.assert_allclose(found.nats[1:-1], (given - whole)[1:], rtol=1e-4)
+
+
+def test_the_clip_search_finds_the_range_of_least_variance():
+  """Losses with a known spread at each level, against the best of every range."""
+  rng = np.random.default_rng(0)
+  level = rng.random(40_000)
+  spread = 0.1 + np.abs(level - 0.6)
+  loss = 2.0 + spread * rng.normal(size=level.size)
+  tokens = np.ones_like(level)
+  found = search_clip(SetLosses(level, loss, tokens), least_width=0.4)
+  assert (found.t_min, found.t_max) == pytest.approx((0.4, 0.8))
+  inside = (level >= 0.4) & (level <= 0.8)
+  assert found.variance == pytest.approx((spread[inside] ** 2).mean(), rel=0.03)
+  assert found.full_variance == pytest.approx((spread**2).mean(), rel=0.03)
+  # Sets that are not there do not count; nor do ranges with too few samples.
+  absent = np.concatenate([tokens, np.zeros(100)])
+  more = np.concatenate([level, np.full(100, 0.6)])
+  wild = np.concatenate([loss, 1e6 * rng.normal(size=100)])
+  assert search_clip(SetLosses(more, wild, absent), 0.4) == found
+  few = SetLosses(level[:20], loss[:20], tokens[:20])
+  assert search_clip(few, 0.4) is None
+
+
+def test_variance_on_a_range_is_that_of_levels_drawn_from_it():
+  """Restricting the evaluation's own draws, against drawing from the range itself."""
+  obj = tiny.objective(method__name="block", data__length=8, method__block_size=4)
+  params = tiny.params(obj)
+  batch = tiny.batch(rows=6000, length=8)
+  keys = row_keys(stream_key(0, EVALUATE), 0, batch.row)
+  low, high = 0.5, 0.9
+
+  def losses(clip):
+    order = obj.draw_order(batch, keys, False)
+    noise = obj.draw_noise(batch, order, keys, keys, clip=clip)
+    streams = obj.streams(batch, order, noise, False)
+    return set_losses(streams, obj.nats(params, streams), noise.level, "nelbo")
+
+  full = jax.device_get(jax.jit(losses)(jnp.array([0.0, 1.0])))
+  drawn = jax.device_get(jax.jit(losses)(jnp.array([low, high])))
+  there = full.tokens > 0
+  assert there.sum() == 2 * 6000 and (full.tokens[there] == 4).all()
+  inside = there & (full.level >= low) & (full.level <= high)
+  expected = drawn.loss[drawn.tokens > 0].var()
+  assert full.loss[inside].var() == pytest.approx(expected, rel=0.1)
+  assert full.loss[there].var() > 1.5 * expected

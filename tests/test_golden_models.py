@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from set_diffusion_jax.config import Config
-from set_diffusion_jax.corrupt import Noise, full_noise, level_noise
+from set_diffusion_jax.corrupt import Noise, active_noise, full_noise, level_noise
 from set_diffusion_jax.index import attends
 from set_diffusion_jax.loss import loss_terms, weighted
 from set_diffusion_jax.model import build_network
@@ -59,12 +59,12 @@ def golden(name):
 
 
 @functools.cache
-def objective(name, method, **groups):
+def objective(name, method, **changes):
   g = golden(name)
-  method = {"name": method, "block_size": g.settings.get("block_size", 4)}
+  method = {"name": method, "block_size": g.settings.get("block_size", 4), **changes}
   if method["name"] != "block":
     del method["block_size"]
-  config = g.config(method=method, **groups)
+  config = g.config(method=method)
   network = build_network(config.model, g.settings["vocab_size"])
   settings = g.settings
   return Objective(config, network, settings["mask_token_id"], settings["eos_token_id"])
@@ -142,6 +142,54 @@ def test_sampled_permutation(name, case_name):
   np.testing.assert_array_equal(order, case["permutation"])
 
 
+@pytest.mark.parametrize("case_name", ["train", "eval"])
+def test_training_on_active_positions_only(case_name):
+  """The ablation: what the loss reads is the same; the rest of the streams is not.
+
+  The published clean stream holds mask tokens that nothing with a weight sees, and the
+  noisy slots of clean tokens, which have no weight, see one another.
+  """
+  name = "setdlm_dit_inefficient"
+  case, settings = golden(name).case(case_name), golden(name).settings
+  obj = objective(name, "set", predict="active")
+  batch = golden(name).batch(case, case["context_mask"])
+  train = bool(case["mode_is_train"])
+  with jax.enable_x64(True):
+    noise = settings["noise"]
+    schedule = PositionOffset(noise["length"], noise["b"], noise["k"])
+    times = schedule.reveal_time(jnp.asarray(case["rng1_exp"]))
+    weighting = "uniform" if train else "nelbo"
+    level = jnp.asarray(case["t"], jnp.float64)
+    drawn = active_noise(batch, schedule, level, weighting, bos=True)
+    group = groups(batch.valid, batch.context)
+    position = generation_order(jnp.where(batch.context, 0.0, times), group)
+  drawn = jax.tree.map(lambda x: x.astype(jnp.float32) if x.dtype != bool else x, drawn)
+  streams = obj.streams(batch, singletons(position), drawn, train)
+  length = batch.tokens.shape[1]
+  noisy = (slice(None), slice(length, None))
+  np.testing.assert_array_equal(streams.index.position[noisy], case["permutation"])
+  np.testing.assert_array_equal(streams.tokens[noisy], case["backbone_xt"][noisy])
+  masked = np.asarray(streams.tokens[noisy] == settings["mask_token_id"])
+  seen = np.asarray(attends(streams.index, streams.index))[noisy]
+  expected = case["backbone_attention_mask"][:, 0][noisy]
+  np.testing.assert_array_equal(seen[masked], expected[masked])
+  logits, nats = jax.device_get(forward(obj, golden(name).params(), streams))
+  np.testing.assert_allclose(
+    logits[noisy][masked], case["backbone_logits"][noisy][masked], atol=2e-4, rtol=1e-4
+  )
+  assert int(streams.counted.sum()) == case["tokens_mask"].sum()
+  each = weighted(jnp.asarray(nats), streams.weight)
+  width = case.get("nlls", np.zeros((1, length - 1))).shape[1]
+  if train:
+    np.testing.assert_allclose(
+      each[:, -width:], case["nlls"] * case["tokens_mask"], rtol=1e-3, atol=1e-4
+    )
+  terms = loss_terms(each, streams.weight, streams.counted, "sequences")
+  np.testing.assert_allclose(
+    terms.numerator / terms.denominator, case["loss"], rtol=1e-3, atol=1e-4
+  )
+
+
 @pytest.mark.parametrize("name, case_name", pairs(LEVEL_CASES))
 def test_noise_levels(name, case_name):
   """MDLM and BD3-LM: the recorded noise, in evaluation from the recorded draws."""
@@ -158,7 +206,7 @@ def test_noise_levels(name, case_name):
   train = bool(case["mode_is_train"])
   if train:  # BD3-LM masks something in every block again: not followed
     weight = jnp.where(masked, schedule.weight(level), 0)
-    noise = Noise(masked, weight)
+    noise = Noise(masked, weight, level)
     if name.startswith("mdlm"):
       np.testing.assert_array_equal(drawn.masked, masked)
   else:
@@ -210,3 +258,15 @@ def test_configurations_have_no_hidden_default():
     plain = dataclasses.replace(config, compat="none")
     assert config != plain
     assert Config.from_dict(plain.to_dict()) == plain
+
+
+@pytest.mark.parametrize("name", [*SET_CASES, *LEVEL_CASES, *AR_CASES])
+def test_published_settings_are_understood(name):
+  """What the published config.json says, against the recorded hyper-parameters."""
+  found, expected = golden(name).stored, golden(name).config()
+  assert found.config.model == expected.model
+  assert found.config.data.length == expected.data.length
+  settings, vocabulary = golden(name).settings, found.tokenizer.vocabulary
+  for kind in ("mask", "pad", "bos", "eos"):
+    assert getattr(vocabulary, kind) == settings[f"{kind}_token_id"]
+  assert vocabulary.size == settings["vocab_size"]

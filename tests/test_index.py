@@ -15,7 +15,7 @@ from set_diffusion_jax.index import (
 from set_diffusion_jax.order import Order
 
 
-def random_index(seed, batch, clean, noisy, sets, sorted_ranks):
+def random_index(seed, batch, clean, noisy, sets, sorted_ranks, causal=False):
   rng = np.random.default_rng(seed)
   rank = rng.integers(0, sets, (batch, clean + noisy))
   valid = rng.random((batch, clean + noisy)) < 0.8
@@ -28,16 +28,22 @@ def random_index(seed, batch, clean, noisy, sets, sorted_ranks):
     rank, valid = np.tile(rank, (1, streams)), np.tile(valid, (1, streams))
   position = np.broadcast_to(np.arange(rank.shape[1]), rank.shape)
   arrays = jnp.asarray(position, jnp.int32), jnp.asarray(rank, jnp.int32)
-  return TokenIndex(*arrays, jnp.asarray(valid), clean, rank.shape[1])
+  return TokenIndex(*arrays, jnp.asarray(valid), clean, rank.shape[1], causal)
 
 
 @settings(max_examples=20, deadline=None)
-@given(st.integers(0, 2**31), st.integers(0, 6), st.integers(0, 6), st.integers(1, 5))
-def test_attends_is_the_rule_of_the_paper(seed, clean, noisy, sets):
+@given(
+  st.integers(0, 2**31),
+  st.integers(0, 6),
+  st.integers(0, 6),
+  st.integers(1, 5),
+  st.booleans(),
+)
+def test_attends_is_the_rule_of_the_paper(seed, clean, noisy, sets, causal):
   """Against a loop over every pair, written from METHOD section 3."""
   if clean + noisy == 0:
     return
-  index = random_index(seed, 2, clean, noisy, sets, sorted_ranks=False)
+  index = random_index(seed, 2, clean, noisy, sets, False, causal)
   rank, valid = np.asarray(index.rank), np.asarray(index.valid)
   ours = np.asarray(attends(index, index))
   for b, q, k in np.ndindex(ours.shape):
@@ -49,7 +55,7 @@ def test_attends_is_the_rule_of_the_paper(seed, clean, noisy, sets):
     elif query_noisy and not key_noisy:
       expected = rank[b, k] < rank[b, q]
     elif query_noisy and key_noisy:
-      expected = rank[b, k] == rank[b, q]
+      expected = rank[b, k] == rank[b, q] and (k <= q or not causal)
     else:
       expected = False
     assert ours[b, q, k] == expected
@@ -61,10 +67,11 @@ def test_attends_is_the_rule_of_the_paper(seed, clean, noisy, sets):
   st.integers(1, 9),
   st.integers(1, 6),
   st.sampled_from(["clean", "noisy", "both"]),
+  st.booleans(),
 )
-def test_two_intervals_are_the_whole_mask(seed, length, sets, streams):
+def test_two_intervals_are_the_whole_mask(seed, length, sets, streams, causal):
   clean, noisy = length * (streams != "noisy"), length * (streams != "clean")
-  index = random_index(seed, 3, clean, noisy, sets, sorted_ranks=True)
+  index = random_index(seed, 3, clean, noisy, sets, True, causal)
   bounds = [np.asarray(x)[..., None] for x in key_intervals(index)]
   key = np.arange(index.slots)
   in_clean = (key < clean) & (key < bounds[0])

@@ -10,7 +10,7 @@ import pytest
 
 from set_diffusion_jax.config import METHODS
 from set_diffusion_jax.corrupt import full_noise
-from set_diffusion_jax.index import attends
+from set_diffusion_jax.index import attends, key_intervals
 from set_diffusion_jax.loss import weighted
 from set_diffusion_jax.order import singletons
 from set_diffusion_jax.rng import EVALUATE, row_keys, stream_key
@@ -183,16 +183,17 @@ def test_a_block_has_one_level_and_a_row_all_strata():
   assert ((level[:, 0] < 0.5) != (level[:, 1] < 0.5)).all()
 
 
+@pytest.mark.parametrize("schedule", ["linear", "square_root", "log_linear"])
 @pytest.mark.parametrize("method", ["masked", "block"])
-def test_the_nelbo_of_noise_levels_is_unbiased(method):
+def test_the_nelbo_of_noise_levels_is_unbiased(method, schedule):
   """Averaged over noise, against the mean over uniformly random orders of each block.
 
   With the weight -alpha'/(1 - alpha) the expected loss of a set is the expected nats of
   generating it one token at a time in a random order, each token given the whole rest.
   A model that attends to nothing but itself (zero weights but the head) makes the sum
-  exact: log (V - 1) for each token.
+  exact: log (V - 1) for each token. The schedule of training plays no part.
   """
-  obj = objective(method)
+  obj = objective(method, corruption__schedule=schedule)
   params = jax.tree.map(jnp.zeros_like, tiny.params(obj))
   batch = tiny.batch(rows=4000, length=LENGTH)
   draws = []
@@ -207,11 +208,11 @@ def test_the_nelbo_of_noise_levels_is_unbiased(method):
 
 
 def test_clipped_levels_only_in_training():
-  obj = objective("block", corruption__t_min=0.4, corruption__t_max=0.6)
+  obj = objective("block")
   batch = tiny.batch(rows=200, length=LENGTH)
   order, _ = drawn(obj, batch, 0, 1)
-  for train, low, high in ((True, 0.4, 0.6), (False, 0.0, 1.0)):
-    noise = obj.draw_noise(batch, order, keys(200), keys(200, 1), 0, 1, train)
+  for clip, low, high in ((jnp.array([0.4, 0.6]), 0.4, 0.6), (None, 0.0, 1.0)):
+    noise = obj.draw_noise(batch, order, keys(200), keys(200, 1), clip=clip)
     levels = 1 / np.asarray(noise.weight)[np.asarray(noise.masked)]
     assert low - 1e-6 <= levels.min() < low + 0.15
     assert high - 0.01 < levels.max() <= high + 1e-6
@@ -224,3 +225,30 @@ def test_any_order_is_uniform():
   names = {p: i for i, p in enumerate(itertools.permutations(range(4)))}
   found = np.bincount([names[tuple(p)] for p in position.tolist()], minlength=24)
   assert ((found - 250) ** 2 / 250).sum() < 49.7  # 0.1%, 23 degrees of freedom
+
+
+def test_active_positions_of_the_ablation():
+  """A padded row: context, revealed ones by rank, then one causal set, then padding."""
+  obj = objective("set", method__predict="active", method__max_set_size=4.0)
+  batch = tiny.batch(rows=40, length=LENGTH, bos=True)
+  batch = batch._replace(valid=batch.valid.at[:, LENGTH - 2 :].set(False))
+  order, noise = drawn(obj, batch, 0, 1)
+  streams = obj.streams(batch, order, noise, False)
+  intervals = key_intervals(streams.index)
+  key = np.arange(2 * LENGTH)
+  bounds = [np.asarray(x)[..., None] for x in intervals]
+  seen = (key < LENGTH) & (key < bounds[0])
+  seen |= (key >= LENGTH + bounds[1]) & (key < LENGTH + bounds[2])
+  np.testing.assert_array_equal(seen, attends(streams.index, streams.index))
+  rank, valid = np.asarray(streams.index.rank), np.asarray(streams.index.valid)
+  assert not valid[:, LENGTH - 2 : LENGTH].any() and valid[:, : LENGTH - 2].all()
+  masked = np.asarray(
+    jnp.take_along_axis(noise.masked, streams.index.position[:, :LENGTH], -1)
+  )
+  for b in range(40):
+    first = int((~masked[b, : LENGTH - 2]).sum())
+    assert not masked[b, :first].any() and masked[b, first : LENGTH - 2].all()
+    assert rank[b, : LENGTH - 2].tolist() == [min(r, first) for r in range(LENGTH - 2)]
+  weight = np.asarray(streams.weight)
+  assert (weight[~masked] == 0).all() and (weight > 0).any()
+  assert ((weight == 0) & masked).any(), "what is masked for sure has no weight"

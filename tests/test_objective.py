@@ -14,6 +14,7 @@ from set_diffusion_jax.loss import (
   slot_nats,
   weighted,
 )
+from set_diffusion_jax.model.layers import dropout
 from set_diffusion_jax.order import left_to_right, singletons
 from set_diffusion_jax.rng import row_keys, split_rows, stream_key
 from tests import tiny
@@ -178,16 +179,22 @@ def test_dropout_is_drawn_by_row():
   together = tiny.training_nats(obj, params, batch, keys)
   pick = jnp.array([2])
   alone, _ = obj.training_nats(
-    params, jax.tree.map(lambda x: x[pick], batch), keys[pick]
+    params, jax.tree.map(lambda x: x[pick], batch), keys[pick], tiny.CLIP
   )
   np.testing.assert_allclose(together[2:3], alone, atol=1e-5)
   first, second = split_rows(keys)
   streams = tiny.streams(obj, batch, obj.draw_order(batch, split_rows(first)[0], True))
   plain = tiny.nats(obj, params, streams)
   assert jnp.abs(plain - together).max() > 0.01
-  # In the mean over draws, a dropped-out linear map is the map itself.
   other = tiny.nats(obj, params, streams, split_rows(second)[0])
   assert jnp.abs(other - together).max() > 0.01
+
+
+def test_dropout_keeps_the_mean():
+  x = jnp.full((4000, 2, 8), 3.0)
+  dropped = dropout(x, jax.random.split(jax.random.key(0), 4000), 0.25)
+  assert set(np.unique(dropped)) == {0.0, 4.0}
+  assert dropped.mean() == pytest.approx(3.0, abs=5 * 1.74 / 64000**0.5)
 
 
 def test_remat_and_bfloat16_compute():
@@ -195,7 +202,7 @@ def test_remat_and_bfloat16_compute():
   half = tiny.objective(model__dtype="bfloat16")
   params, batch = tiny.params(obj, scale=0.1), tiny.batch()
   keys = row_keys(stream_key(0, 0), 0, batch.row)
-  total = lambda o: lambda p: o.training_nats(p, batch, keys)[0].sum()
+  total = lambda o: lambda p: o.training_nats(p, batch, keys, tiny.CLIP)[0].sum()
   ours, theirs = jax.grad(total(obj))(params), jax.grad(total(remat))(params)
   jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-4), ours, theirs)
   exact, rough = (
@@ -204,3 +211,7 @@ def test_remat_and_bfloat16_compute():
   )
   assert rough.dtype == jnp.float32
   assert 0 < jnp.abs(exact - rough).max() < 0.2
+  rough = jax.grad(total(half))(params)
+  for x, y in zip(jax.tree.leaves(ours), jax.tree.leaves(rough), strict=True):
+    assert y.dtype == jnp.float32
+    assert jnp.linalg.norm(x - y) < 0.1 * jnp.linalg.norm(x)

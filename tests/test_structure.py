@@ -15,7 +15,7 @@ LEVELS = [
   ["corrupt"],
   ["model", "loss", "sharding", "metrics", "workdir", "checkpoint"],
   ["objective", "state"],
-  ["decode", "evaluate"],
+  ["decode", "evaluate", "weights", "convert"],
   ["train", "api", "picture"],
   ["cli"],
 ]
@@ -53,7 +53,8 @@ def test_every_room_has_its_place():
 def test_rooms_keep_to_their_libraries():
   for path, room in modules():
     used = {name.split(".")[0] for name in imports(path)}
-    assert "torch" not in used and "transformers" not in used, path
+    other_side = {"torch"} if path.name in ("torch_forward.py", "verify.py") else set()
+    assert not used & ({"torch", "transformers"} - other_side), path
     assert not used & {"jax", "flax"} or room != "data", path
     assert "flax" not in used or room in ("model", "index", "state", "decode"), path
     linen = any(name.startswith("flax.linen") for name in imports(path))

@@ -89,8 +89,10 @@ nats = jax.jit(
   lambda obj, params, streams, keys=None: obj.nats(params, streams, keys),
   static_argnums=0,
 )
+CLIP = jnp.array([0.0, 1.0])
+
 training_nats = jax.jit(
-  lambda obj, params, batch, keys: obj.training_nats(params, batch, keys)[0],
+  lambda obj, params, batch, keys: obj.training_nats(params, batch, keys, CLIP)[0],
   static_argnums=0,
 )
 

@@ -1,0 +1,166 @@
+"""Batches of texts from start to finish: stops, processors, orders of the user's."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from set_diffusion_jax import data
+from set_diffusion_jax.api import Model
+from set_diffusion_jax.config import DecodeConfig
+from set_diffusion_jax.decode import Stops
+from set_diffusion_jax.decode.choose import allowed_logits, choose, truncated
+from set_diffusion_jax.errors import UserError
+from tests import tiny
+
+LENGTH, V = 24, data.ByteTokenizer.vocabulary
+
+
+@pytest.fixture(scope="module", params=["ar", "set", "block", "masked"])
+def model(request):
+  obj = tiny.objective(
+    vocab_size=V.size,
+    method__name=request.param,
+    data__length=LENGTH,
+    **({"method__block_size": 4} if request.param == "block" else {}),
+  )
+  return Model(obj.config, tiny.params(obj, scale=0.2), data.ByteTokenizer(), 0)
+
+
+FREE = DecodeConfig(stop_at_eos=False)
+
+
+def test_a_batch_equals_its_rows(model):
+  prompts = ["a long prompt", "", "mid"]
+  if model.objective.one_stream:
+    assert model.config.data.bos
+  together = model.generate(prompts, seed=3, options=FREE)
+  assert [len(r["tokens"]) for r in together] == [LENGTH] * 3
+  alone = model.generate(prompts[:1], seed=3, options=FREE)
+  assert alone[0]["tokens"] == together[0]["tokens"]
+  again = model.generate(prompts, seed=3, options=FREE)
+  assert [r["tokens"] for r in again] == [r["tokens"] for r in together]
+  other = model.generate(prompts, seed=4, options=FREE)
+  assert other[0]["tokens"] != together[0]["tokens"]
+
+
+def test_watching_changes_nothing(model):
+  templates = model.continued(["ab", "c"])
+  plain = model.generation(templates, 1, FREE).finish()
+  generation = model.generation(templates, 1, FREE)
+  looks = list(generation.run(every=2))
+  done = [look.committed.sum() for look in looks]
+  assert done == sorted(done) and len(looks) > 3
+  assert [r["tokens"] for r in generation.results()] == [r["tokens"] for r in plain]
+
+
+def test_stops(model):
+  """Each stop cuts the text that would have come without it, wherever one looks."""
+  options = dataclasses.replace(FREE, temperature=1.0)
+  (whole,) = model.generate(["ab"], seed=5, options=options)
+  new = whole["tokens"][3:]
+  text = model.tokenizer.decode(np.array(new))
+  part = model.tokenizer.decode(np.array(new[6:8]))
+  if part and part in text:
+    (cut,) = model.generate(["ab"], seed=5, options=options, stops=Stops((part,)))
+    assert cut["text"] == "ab" + text[: text.find(part)]
+    assert cut["ended_by"] == f"stop string {part!r}"
+    assert cut["steps"] <= whole["steps"]
+  (cut,) = model.generate(["ab"], seed=5, options=options, stops=Stops(pattern="."))
+  assert cut["text"] == "ab" and cut["ended_by"] == "stop regex"
+  sure = Stops(confidence=(3, 1.0))
+  (cut,) = model.generate(["ab"], seed=5, options=options, stops=sure)
+  assert cut["text"] == "ab" and cut["ended_by"] == "low confidence"
+  greedy = dataclasses.replace(FREE, temperature=0.0)
+  (row,) = model.generate(["ab"], options=greedy, stops=Stops(repeats=2))
+  pairs = zip(row["tokens"][3:], row["tokens"][4:], strict=False)
+  assert all(a != b for a, b in pairs)
+
+
+def test_eos_ends_a_text(model):
+  forbidden = tuple(i for i in range(V.size) if i not in (V.eos, V.mask))
+  only_eos = DecodeConfig(forbidden=forbidden)
+  (row,) = model.generate(["ab"], options=only_eos)
+  assert row["tokens"][3:] == [V.eos] and row["ended_by"] == "eos"
+  assert row["text"] == "ab"
+  later = DecodeConfig(forbidden=forbidden[1:], minimum_length=4)
+  (row,) = model.generate(["ab"], options=later)
+  assert row["tokens"][3:7] == [0] * 4
+
+
+def test_an_order_of_the_user(model):
+  if model.config.method.name != "set":
+    with pytest.raises(UserError, match="order of its own"):
+      model.generate(["a"], position=np.arange(LENGTH))
+    return
+  backwards = np.concatenate([[0, 1], np.arange(LENGTH - 1, 1, -1)])
+  generation = model.generation(model.continued(["a"]), 0, FREE, backwards)
+  counts = [np.flatnonzero(~look.committed[0]) for look in generation.run(every=1)]
+  for i, missing in enumerate(counts[:-1]):
+    assert missing[: LENGTH - 2].tolist()[: LENGTH - 3 - i] == list(
+      range(2, LENGTH - 1 - i)
+    )
+
+
+def test_truncation_against_its_definition():
+  rng = np.random.default_rng(0)
+  logits = rng.normal(size=(50, 9)).astype(np.float32) * 2
+  for options in (DecodeConfig(top_k=3), DecodeConfig(top_p=0.6, temperature=0.7)):
+    kept = np.isfinite(truncated(options, jnp.asarray(logits)))
+    for row, mine in zip(logits / options.temperature, kept, strict=True):
+      order = np.argsort(-row)
+      share = np.exp(row[order]) / np.exp(row).sum()
+      count = 3 if options.top_k else 1 + int((np.cumsum(share) < 0.6).sum())
+      assert set(np.flatnonzero(mine)) == set(order[:count])
+
+
+def test_processors_against_their_definition():
+  options = DecodeConfig(
+    repetition_penalty=1.5,
+    length_penalty=1.2,
+    length_penalty_start=2,
+    minimum_length=2,
+    forbidden=(5,),
+  )
+  rng = np.random.default_rng(1)
+  logits = rng.normal(size=(2, 3, 8)).astype(np.float32)
+  tokens = np.array([[0, 1, 7, 7, 2, 7, 7], [3, 7, 4, 7, 7, 7, 1]])
+  committed = tokens != 7
+  place = np.array([[2, 3, 5], [1, 4, 7]])
+  prompt_length = np.array([2, 1])
+  for context in ("left", "both"):
+    found = allowed_logits(
+      dataclasses.replace(options, repetition_context=context),
+      *map(jnp.asarray, (logits, place, tokens, committed, prompt_length)),
+      mask_id=7,
+      eos_id=6,
+    )
+    for b, w in np.ndindex(2, 3):
+      expected = logits[b, w].astype(np.float64)
+      at, written = place[b, w], place[b, w] - prompt_length[b]
+      for i, token in enumerate(tokens[b]):
+        if committed[b, i] and (i < at or context == "both"):
+          value = logits[b, w, token]
+          expected[token] = value / 1.5 if value > 0 else value * 1.5
+      beyond = max(written + 1 - 2, 0)
+      expected[6] += abs(expected[6]) * (1.2**beyond - 1)
+      if written < 2:
+        expected[6] = -np.inf
+      expected[[5, 7]] = -np.inf
+      np.testing.assert_allclose(found[b, w], expected, rtol=1e-5)
+
+
+def test_draws_follow_the_probabilities():
+  logits = jnp.log(jnp.array([0.5, 0.3, 0.2]))
+  rows = 4000
+  keys = jax.random.split(jax.random.key(0), rows)
+  place = jnp.zeros((rows, 1), jnp.int32)
+  many = jnp.tile(logits, (rows, 1, 1))
+  token, share, margin = choose(DecodeConfig(), many, place, keys)
+  found = np.bincount(np.asarray(token)[:, 0], minlength=3)
+  expected = rows * np.array([0.5, 0.3, 0.2])
+  assert ((found - expected) ** 2 / expected).sum() < 13.8
+  np.testing.assert_allclose(share[:, 0], np.array([0.5, 0.3, 0.2])[token[:, 0]], 1e-5)
+  np.testing.assert_allclose(margin, 0.2, atol=1e-5)
