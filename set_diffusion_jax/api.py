@@ -222,11 +222,18 @@ class Model:
     seed: int = 0,
     options: DecodeConfig | None = None,
     position: np.ndarray | None = None,
+    first_row: int = 0,
   ) -> Generation:
     """A batch of texts on its way; see `Generation` for the arguments."""
-    options = options or self.config.decode
     return Generation(
-      self.objective, self.params, self.tokenizer, options, templates, seed, position
+      self.objective,
+      self.params,
+      self.tokenizer,
+      options or self.config.decode,
+      templates,
+      seed,
+      position,
+      first_row,
     )
 
   def templates(self, texts: Sequence[str]) -> list[np.ndarray]:

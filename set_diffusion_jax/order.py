@@ -149,7 +149,29 @@ def grid_sets(
     group: of `groups`.
   """
   position, times = _by_reveal_time(schedule, keys, group)
-  value = jnp.round(times * grid)
+  return _sets_of_equal(jnp.round(times * grid), position, group)
+
+
+def step_sets(
+  schedule: PositionOffset, steps: int, keys: Key[Array, " B"], group: Int[Array, "B L"]
+) -> Order:
+  """Positions that are revealed in the same of `steps` equal intervals form a set.
+
+  That is posterior sampling on a grid of noise levels: from t to s < t a position that
+  is still masked is revealed with probability (alpha_s - alpha_t) / (1 - alpha_t).
+
+  Args:
+    schedule: its length is at least L; the first L offsets are used.
+    steps: intervals of [0, 1].
+    keys: one key a row.
+    group: of `groups`.
+  """
+  position, times = _by_reveal_time(schedule, keys, group)
+  return _sets_of_equal(jnp.floor(times * steps), position, group)
+
+
+def _sets_of_equal(value, position, group) -> Order:
+  """Runs of equal values, by memory slot, as sets; context and padding one by one."""
   part = jnp.take_along_axis(group, position, axis=-1)
   fixed = (part == CONTEXT) | (part == PADDING)
   differs = lambda x: x != jnp.roll(x, 1, axis=-1)

@@ -12,8 +12,10 @@ import pytest
 
 from set_diffusion_jax.config import DecodeConfig
 from set_diffusion_jax.corrupt import Batch
-from set_diffusion_jax.decode import Decoder, Task, decode
-from set_diffusion_jax.decode.loop import _between, _first
+from set_diffusion_jax.decode import Decoder, Task, decode, step
+from set_diffusion_jax.decode.loop import _catch_up, next_set
+from set_diffusion_jax.decode.rules import between, candidates
+from set_diffusion_jax.decode.slots import first_slots
 from set_diffusion_jax.index import TokenIndex
 from set_diffusion_jax.rng import DECODE, row_keys, split_rows, stream_key
 from tests import tiny
@@ -34,6 +36,12 @@ METHODS = {
     "set",
     DecodeConfig("confidence", 2, window=3, temperature=0.0, **FREE),
   ),
+  "in turn": (
+    "set",
+    DecodeConfig("confidence", 1, 0.3, 4, candidates="order", **FREE),
+  ),
+  "drawn": ("set", DecodeConfig("confidence", 3, None, 4, fresh_order="drawn", **FREE)),
+  "posterior": ("set", DecodeConfig("posterior", 2, **FREE)),
   "qwen3": ("set", DecodeConfig("order", 2, **FREE)),
   "adaln": ("set", DecodeConfig("confidence", 1, window=4, **FREE)),
   "block": ("block", DecodeConfig("confidence", 1, **FREE)),
@@ -95,11 +103,11 @@ def continuations(prompts=PROMPTS, length=LENGTH):
   return [(*row, *[-1] * (length - len(row))) for row in prompts]
 
 
-def setup(name, texts=None, length=LENGTH, late=0, **changes):
+def setup(name, texts=None, length=LENGTH, **changes):
   obj = objective(name, length)
   task, widest = prepare(obj, texts or continuations(length=length), length)
   options = dataclasses.replace(METHODS[name][1], **changes)
-  return Decoder(obj, options, widest, late), tiny.params(obj), task
+  return Decoder(obj, options, widest), tiny.params(obj), task
 
 
 def begin(decoder, params, task):
@@ -107,7 +115,7 @@ def begin(decoder, params, task):
 
 
 _begin = jax.jit(Decoder.start, static_argnums=(0, 3))
-_step = jax.jit(Decoder.step, static_argnums=0)
+_step = jax.jit(step, static_argnums=0)
 _run = jax.jit(decode, static_argnums=0)
 
 
@@ -122,12 +130,14 @@ def steps(decoder, params, state):
 @functools.partial(jax.jit, static_argnums=0)
 def looked_at(decoder, params, state):
   """The logits that a step computes, and the text positions that they are for."""
-  fresh = _first(state.fresh, state.rank, decoder.fresh)
+  if decoder.backlog:
+    state = _catch_up(decoder, params, state)
+  fresh = first_slots(state.fresh, state.rank, decoder.fresh)
   if decoder.objective.one_stream:
     place, fed = fresh + 1, fresh[:, :0]
   else:
-    place = fed = decoder._candidates(state)
-  h, _ = decoder._feed(params, state, fresh, fed)
+    place = fed = candidates(decoder, state)
+  h, _ = decoder.feed(params, state, fresh, fed)
   return place, decoder.objective.network.unembed(params, h)
 
 
@@ -145,14 +155,14 @@ def expected_logits(decoder, params, state, row, position):
   """
   obj = decoder.objective
   length = state.tokens.shape[1]
-  committed, rank, tokens, late, wanted = (
+  committed, rank, tokens, waiting, wanted = (
     np.asarray(x)[row]
-    for x in (state.committed, state.rank, state.tokens, state.late, state.wanted)
+    for x in (state.committed, state.rank, state.tokens, state.waiting, state.wanted)
   )
   if obj.one_stream:
     streams = [(list(range(position)), list(range(position)))]
   else:
-    final, noisy = committed & ~late, [position]
+    final, noisy = committed & ~waiting, [position]
     if not decoder.singletons:
       mine = (rank == rank[position]) & (wanted | committed)
       noisy = np.flatnonzero(mine).tolist()
@@ -179,7 +189,7 @@ def check_step(decoder, params, before):
   """All logits of a step, each against a pass over what had been committed."""
   going = np.array(decoder.unfinished(before))
   if not decoder.singletons:
-    before, waits = decoder._next_set(before)
+    before, waits = next_set(before)
     going &= ~np.asarray(waits)
   place, logits = looked_at(decoder, params, before)
   for b, column in np.ndindex(place.shape):
@@ -207,6 +217,8 @@ GAPPED = [
   ("order", "passed"),
   ("confidence, 2 a step", "passed"),
   ("threshold", "passed"),
+  ("drawn", "passed"),
+  ("in turn", "passed"),
   ("qwen3", "first"),
   ("block", "first"),
   ("masked", "first"),
@@ -216,8 +228,7 @@ GAPPED = [
 
 @pytest.mark.parametrize("name, promotion", GAPPED)
 def test_infilling_is_exact_too(name, promotion):
-  late = LENGTH if promotion == "passed" else 0
-  decoder, params, task = setup(name, GAPS, late=late, promotion=promotion)
+  decoder, params, task = setup(name, GAPS, promotion=promotion)
   for state in steps(decoder, params, begin(decoder, params, task)):
     check_step(decoder, params, state)
   filled = np.asarray(state.tokens)
@@ -226,6 +237,45 @@ def test_infilling_is_exact_too(name, promotion):
     found = filled[row, : len(text)]
     np.testing.assert_array_equal(found[text >= 0], text[text >= 0])
     assert (found != decoder.objective.mask_id).all()
+
+
+RANDOM = [
+  ("order", {"tokens_per_step": 1.5}),
+  ("any order", {"commit": "margin", "window": 3, "threshold": 0.4}),
+  ("threshold", {"window": LENGTH, "promotion": "passed", "fresh_order": "drawn"}),
+  ("in turn", {"window": 2, "promotion": "passed"}),
+  ("general", {}),
+  ("general, levels", {"tokens_per_step": 1.5}),
+]
+
+
+@pytest.mark.parametrize("name, changes", RANDOM)
+def test_cached_equals_uncached_for_random_orders(name, changes):
+  """Any permutation, cut into any sets; texts of any length with gaps anywhere."""
+  rng = np.random.default_rng(0)
+  texts = []
+  for _ in range(12):
+    text = rng.integers(0, VOCAB - 3, rng.integers(1, LENGTH + 1))
+    text[rng.random(len(text)) < rng.uniform(0.3, 1)] = -1
+    text[rng.integers(len(text))] = -1  # something is wanted
+    texts.append(tuple(text.tolist()))
+  decoder, params, task = setup(name, texts, **changes)
+  position = np.argsort(rng.random(task.tokens.shape), -1)
+  there = np.asarray(task.given | task.wanted)
+  if not decoder.singletons:  # what is not there is in no set of what is
+    late = ~np.take_along_axis(there, position, -1)
+    position = np.take_along_axis(position, np.argsort(late, -1, kind="stable"), -1)
+  starts = rng.random(position.shape) < 0.5
+  starts |= np.arange(LENGTH) == there.sum(-1, keepdims=True)
+  starts[:, 0] = False
+  rank = np.broadcast_to(np.arange(LENGTH), position.shape)
+  rank = rank if decoder.singletons else np.cumsum(starts, -1)
+  order = type(task.order)(*(jnp.asarray(x, jnp.int32) for x in (position, rank)))
+  widest = max(int(np.bincount(row).max()) for row in rank)
+  decoder, task = dataclasses.replace(decoder, widest=widest), task.replace(order=order)
+  for state in steps(decoder, params, begin(decoder, params, task)):
+    check_step(decoder, params, state)
+  assert (np.asarray(state.tokens)[there] != decoder.objective.mask_id).all()
 
 
 LOOPED = "ar|order, 3 a step|threshold|greedy|block, posterior|masked, window|general"
@@ -271,6 +321,9 @@ def test_a_threshold_takes_fewer_steps():
   assert few < many
 
 
+_between = jax.jit(between)
+
+
 def test_the_budget_is_spread_evenly():
   """round(t N) - round(t' N) tokens at step i of ceil(N / tokens_per_step)."""
   for total in range(1, 30):
@@ -278,9 +331,9 @@ def test_the_budget_is_spread_evenly():
       count = math.ceil(total / each)
       t = [1 - i / count for i in range(count + 1)]
       expected = [round(a * total) - round(b * total) for a, b in itertools.pairwise(t)]
-      found = [
-        int(_between(jnp.int32(total), jnp.int32(i), count)) for i in range(count)
-      ]
+      done = jnp.arange(30)
+      found = _between(jnp.full_like(done, total), done, jnp.full_like(done, count))
+      found = np.asarray(found)[:count].tolist()
       assert sum(found) == total
       if count & (count - 1) == 0:  # where binary fractions are exact
         assert found == expected
@@ -305,82 +358,3 @@ def test_text_beyond_the_training_length():
         range(int(newest[row]) + 1 - len(kept), newest[row] + 1)
       )
   assert (np.asarray(state.tokens) != obj.mask_id).all()
-
-
-@pytest.mark.parametrize("name", ["ar", "order", "block", "masked"])
-def test_samples_follow_the_model(name):
-  """One token a step: the distribution that the method defines, enumerated.
-
-  Each next token is drawn given those before it, in the order that the decoder drew; in
-  a block or a masked text that order is random, and the others are seen as masks.
-  """
-  length, draws, values = 3, 4000, 5
-  obj = objective(name, length, vocab_size=values + 1)
-  params = tiny.params(obj, scale=0.5)
-  task, widest = prepare(obj, [(1, -1, -1)] * draws, length)
-  options = DecodeConfig("order", 1, stop_at_eos=False)
-  decoder = Decoder(obj, options, widest)
-  state = _run(decoder, params, begin(decoder, params, task), 100)
-
-  def after(known):
-    """p(token at each missing position | the known ones), {position: [values]}."""
-    tokens = np.full((1, length), obj.mask_id, np.int32)
-    given = np.zeros((1, length), bool)
-    for position, token in known.items():
-      tokens[0, position], given[0, position] = token, True
-    one = jax.tree.map(lambda x: x[:1], task)
-    one = one.replace(
-      tokens=jnp.asarray(tokens), given=jnp.asarray(given), wanted=jnp.asarray(~given)
-    )
-    place, logits = looked_at(decoder, params, _begin(decoder, params, one, 2))
-    shares = jax.nn.softmax(logits[0, :, :values].astype(jnp.float32), axis=-1)
-    return {
-      int(p): np.asarray(share)
-      for p, share in zip(place[0], shares, strict=True)
-      if p < length and not given[0, int(p)]
-    }
-
-  shares = np.zeros((values, values))
-  turn = np.asarray(state.turn)
-  early = (turn[:, 1] < turn[:, 2]).mean()
-  for first, second, share in ((1, 2, early), (2, 1, 1 - early)):
-    if share == 0:
-      continue
-    turns = np.array([[0, 1, 2] if first == 1 else [0, 2, 1]])
-    if obj.one_at_a_time and not obj.one_stream:
-      row = int((np.argsort(turn, -1) == turns).all(-1).argmax())
-      task = jax.tree.map(lambda x, row=row: jnp.roll(x, -row, axis=0), task)
-    ahead = after({0: 1})[first]
-    for a in range(values):
-      then = after({0: 1, first: a})[second]
-      for b in range(values):
-        cell = (a, b) if first == 1 else (b, a)
-        shares[cell] += share * ahead[a] * then[b]
-  assert shares.sum() == pytest.approx(1, abs=1e-4)
-  tokens = np.asarray(state.tokens)
-  found = np.zeros((values, values))
-  np.add.at(found, (tokens[:, 1], tokens[:, 2]), 1)
-
-  def chi_square(p):
-    return ((found - draws * p) ** 2 / (draws * p)).sum()
-
-  critical = 51.2  # the 0.1% point of chi-square with 24 degrees of freedom
-  assert chi_square(shares) < critical
-  assert chi_square(0.85 * shares + 0.15 / values**2) > critical
-
-
-def test_posterior_sampling_reveals_as_the_schedule_says():
-  """With the linear schedule on n steps each token is revealed at a uniform step."""
-  obj = tiny.objective(method__name="masked", data__length=4, vocab_size=VOCAB)
-  draws = 3000
-  task, widest = prepare(obj, [(-1, -1, -1, -1)] * draws, 4)
-  decoder = Decoder(obj, DecodeConfig("posterior", 1, stop_at_eos=False), widest)
-  params = tiny.params(obj)
-  when = np.full((draws, 4), -1)
-  states = list(steps(decoder, params, begin(decoder, params, task)))
-  for i, (before, after) in enumerate(itertools.pairwise(states)):
-    when[np.asarray(after.committed & ~before.committed)] = i
-  assert (np.bincount(when.ravel(), minlength=4) > 0).all() and when.max() == 3
-  found = np.bincount(when.ravel(), minlength=4)
-  expected = draws * 4 / 4
-  assert ((found - expected) ** 2 / expected).sum() < 16.3  # 0.1%, 3 degrees

@@ -1,6 +1,7 @@
 """Batches of texts from start to finish: stops, processors, orders of the user's."""
 
 import dataclasses
+import logging
 
 import jax
 import jax.numpy as jnp
@@ -42,6 +43,8 @@ def test_a_batch_equals_its_rows(model):
   assert alone[0]["tokens"] == together[0]["tokens"]
   again = model.generate(prompts, seed=3, options=FREE)
   assert [r["tokens"] for r in again] == [r["tokens"] for r in together]
+  rest = model.generation(model.continued(prompts[1:]), 3, FREE, first_row=1)
+  assert [r["tokens"] for r in rest.finish()] == [r["tokens"] for r in together[1:]]
   other = model.generate(prompts, seed=4, options=FREE)
   assert other[0]["tokens"] != together[0]["tokens"]
 
@@ -73,10 +76,29 @@ def test_stops(model):
   sure = Stops(confidence=(3, 1.0))
   (cut,) = model.generate(["ab"], seed=5, options=options, stops=sure)
   assert cut["text"] == "ab" and cut["ended_by"] == "low confidence"
+  poor = Stops(entropy=(4, 9.0))
+  (cut,) = model.generate(["ab"], seed=5, options=options, stops=poor)
+  assert cut["text"] == "ab" and cut["ended_by"] == "low entropy"
   greedy = dataclasses.replace(FREE, temperature=0.0)
   (row,) = model.generate(["ab"], options=greedy, stops=Stops(repeats=2))
   pairs = zip(row["tokens"][3:], row["tokens"][4:], strict=False)
   assert all(a != b for a, b in pairs)
+
+
+def test_windows_of_stops():
+  """Where the first run of n tokens is repeated, unsure or poor."""
+  ids = np.array([5, 5, 1, 2, 3, 4, 4, 4])
+  sure = np.array([0.9, 0.9, 0.2, 0.3, 0.9, 0.9, 0.1, 0.1])
+  found = lambda stops: stops.found(ids, sure, data.ByteTokenizer())
+  assert found(Stops(repeats=3)) == (6, "repeated token")
+  assert found(Stops(repeats=4)) is None
+  assert found(Stops(confidence=(2, 0.3))) == (2, "low confidence")
+  assert found(Stops(confidence=(2, 0.1))) is None
+  # Frequencies 1/4, 3/4 of the last four ids: 0.562 nats; 1/2, 1/4, 1/4: 1.040.
+  assert found(Stops(entropy=(4, 0.57))) == (4, "low entropy")
+  assert found(Stops(entropy=(4, 1.05))) == (0, "low entropy")
+  assert found(Stops(entropy=(4, 0.56))) is None
+  assert found(Stops(entropy=(9, 99.0))) is None
 
 
 def test_eos_ends_a_text(model):
@@ -102,6 +124,40 @@ def test_an_order_of_the_user(model):
     assert missing[: LENGTH - 2].tolist()[: LENGTH - 3 - i] == list(
       range(2, LENGTH - 1 - i)
     )
+
+
+def test_speculation_needs_a_drawn_order_and_the_training_length(model):
+  drafts = dataclasses.replace(FREE, drafts=2)
+  if model.config.method.name != "set":
+    with pytest.raises(UserError, match="must be null for"):
+      model.generate(["a"], options=drafts)
+    return
+  with pytest.raises(UserError, match="24 tokens, one has 30"):
+    model.generate(["a"], 30, options=drafts)
+  (row,) = model.generate(["a"], options=drafts)
+  assert len(row["tokens"]) == LENGTH and row["steps"] <= LENGTH
+
+
+def test_one_compilation_for_a_bucket_of_shapes(model):
+  """Other prompts, lengths and seeds of the same number of rows compile nothing new."""
+  if model.config.method.name in ("block", "masked"):
+    return
+  model.generate(["abcd", "a"], 20, options=FREE)
+  assert not compiled(lambda: model.generate(["xyz", "uvw"], 24, 7, FREE))
+  assert compiled(lambda: model.generate(["xyz"], 24, 7, FREE))  # another shape
+
+
+def compiled(run):
+  """What JAX compiles during a call."""
+  messages, handler = [], logging.Handler()
+  handler.emit = lambda record: messages.append(record.getMessage())
+  logging.getLogger("jax").addHandler(handler)
+  try:
+    with jax.log_compiles():
+      run()
+  finally:
+    logging.getLogger("jax").removeHandler(handler)
+  return [message for message in messages if message.startswith("Compiling")]
 
 
 def test_truncation_against_its_definition():

@@ -13,7 +13,7 @@ from set_diffusion_jax.cli.files import read_texts, write_text
 from set_diffusion_jax.errors import UserError
 
 _DECODE_OPTIONS = (
-  "commit tokens_per_step threshold window temperature top_k top_p".split()
+  "commit tokens_per_step threshold window drafts temperature top_k top_p".split()
 )
 
 
@@ -34,15 +34,11 @@ def infill(arguments: argparse.Namespace, changes: Sequence[str]) -> None:
 def _generate(
   arguments: argparse.Namespace, changes: Sequence[str], texts: list[str], field: str
 ) -> None:
-  from set_diffusion_jax.decode import Stops
-
-  if arguments.num < 1:
-    raise UserError(f"--num={arguments.num}: must be at least 1")
-  if arguments.stop_repeats is not None and arguments.stop_repeats < 2:
-    raise UserError(f"--stop-repeats={arguments.stop_repeats}: must be at least 2")
-  stops = Stops(
-    tuple(arguments.stop or ()), arguments.stop_regex, arguments.stop_repeats
-  )
+  for name in ("num", "batch_size"):
+    if getattr(arguments, name) < 1:
+      flag = name.replace("_", "-")
+      raise UserError(f"--{flag}={getattr(arguments, name)}: must be at least 1")
+  stops = _stops(arguments)
   model = load_model(arguments, changes)
   options = with_options(model.config.decode, arguments, _DECODE_OPTIONS)
   config = checked(dataclasses.replace(model.config, decode=options))
@@ -52,16 +48,48 @@ def _generate(
     templates = model.continued(texts, arguments.length)
   else:
     templates = model.templates(texts)
-  generation = model.generation(templates, arguments.seed)
-  if arguments.stream and sys.stdout.isatty():
-    _watch(generation, stops, [len(t) for t in templates], model.tokenizer)
-  results = generation.finish(stops)
+  results = []
+  for first in range(0, len(templates), arguments.batch_size):
+    batch = templates[first : first + arguments.batch_size]
+    generation = model.generation(batch, arguments.seed, first_row=first)
+    if arguments.stream and sys.stdout.isatty():
+      _watch(generation, stops, [len(t) for t in batch], model.tokenizer)
+    results += generation.finish(stops)
   for number, result in enumerate(results, 1):
     steps = f"{result['steps']} steps for {len(result['tokens'])} tokens"
     print(f"--- sample {number} of {len(results)}, {steps}")
     print(result["text"])
   rows = [{field: text, **result} for text, result in zip(texts, results, strict=True)]
   write_text(arguments.output, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def _stops(arguments: argparse.Namespace):
+  """What the --stop options ask for."""
+  from set_diffusion_jax.decode import Stops
+
+  if arguments.stop_repeats is not None and arguments.stop_repeats < 2:
+    raise UserError(f"--stop-repeats={arguments.stop_repeats}: must be at least 2")
+  return Stops(
+    tuple(arguments.stop or ()),
+    arguments.stop_regex,
+    arguments.stop_repeats,
+    _window("--stop-confidence", arguments.stop_confidence),
+    _window("--stop-entropy", arguments.stop_entropy),
+  )
+
+
+def _window(flag: str, value: str | None) -> tuple[int, float] | None:
+  """N:X as a number of tokens and a bound."""
+  if value is None:
+    return None
+  try:
+    size, bound = value.split(":")
+    window = int(size), float(bound)
+  except ValueError:
+    window = (0, 0.0)
+  if window[0] < 1 or not window[1] > 0:
+    raise UserError(f"{flag}={value}: must be N:X, such as 32:0.5, both above 0")
+  return window
 
 
 def _watch(generation, stops, lengths: list[int], tokenizer) -> None:

@@ -133,17 +133,29 @@ def _generation(parser: argparse.ArgumentParser, field: str) -> None:
     help=f'texts, one a line, or JSON lines with "{field}"; - for standard input',
   )
   parser.add_argument("--num", type=int, default=1, help="samples of each text")
+  parser.add_argument(
+    "--batch-size", type=int, default=64, help="texts at once; changes no result"
+  )
   parser.add_argument("--seed", type=int, default=0)
   parser.add_argument("--commit", choices=COMMITS)
   parser.add_argument("--tokens-per-step", type=float)
   parser.add_argument("--threshold", type=float, help="commit what is so likely, too")
   parser.add_argument("--window", type=int, help="candidates of a step")
+  parser.add_argument(
+    "--drafts", type=int, help="speculative decoding of sets: tokens drafted at once"
+  )
   parser.add_argument("--temperature", type=float, help="0: the likeliest token")
   parser.add_argument("--top-k", type=int)
   parser.add_argument("--top-p", type=float)
   parser.add_argument("--stop", action="append", help="ends a text; several times")
   parser.add_argument("--stop-regex", help="ends a text where it matches")
   parser.add_argument("--stop-repeats", type=int, help="so many equal tokens end it")
+  parser.add_argument(
+    "--stop-confidence", metavar="N:P", help="N tokens less likely than P on average"
+  )
+  parser.add_argument(
+    "--stop-entropy", metavar="N:NATS", help="N tokens whose frequencies have less"
+  )
   parser.add_argument("--stream", action="store_true", help="watch the masks turn")
   parser.epilog = _OVERRIDE_HELP
 

@@ -5,6 +5,7 @@ import json
 
 from set_diffusion_jax.config.groups import (
   BACKBONES,
+  CANDIDATES,
   COMMITS,
   COMPATS,
   CONTEXTS,
@@ -13,6 +14,7 @@ from set_diffusion_jax.config.groups import (
   DETOKENIZERS,
   DTYPES,
   ENDS,
+  FRESH_ORDERS,
   LEARNING_RATES,
   MASK_SCHEDULES,
   METHODS,
@@ -77,6 +79,8 @@ def _check_fields(require: _Require) -> None:
   require.one_of("optimizer.schedule", LEARNING_RATES)
   require.one_of("evaluate.weights", WEIGHTS)
   require.one_of("decode.commit", COMMITS)
+  require.one_of("decode.candidates", CANDIDATES)
+  require.one_of("decode.fresh_order", FRESH_ORDERS)
   require.one_of("decode.promotion", PROMOTIONS)
   require.one_of("decode.repetition_context", CONTEXTS)
   require.one_of("compat", COMPATS)
@@ -191,6 +195,17 @@ def _check_decoding(require: _Require, decode: DecodeConfig) -> None:
   for name in ("top_p", "threshold"):
     value = getattr(decode, name)
     require(value is None or 0 < value <= 1, f"decode.{name}", "in (0, 1]")
+  if decode.drafts is not None:
+    require(decode.drafts >= 1, "decode.drafts", "at least 1")
+    plain = ("order", 1, None, "first")
+    options = (
+      decode.commit,
+      decode.tokens_per_step,
+      decode.threshold,
+      decode.promotion,
+    )
+    right = "null unless commit=order, tokens_per_step=1, promotion=first, no threshold"
+    require(options == plain, "decode.drafts", right)
   require(decode.temperature >= 0, "decode.temperature", "0 or more")
   for name in ("repetition_penalty", "length_penalty"):
     require(getattr(decode, name) > 0, f"decode.{name}", "above 0")

@@ -17,6 +17,8 @@ ENDS = ("documents", "sequences", "none")
 DETOKENIZERS = ("none", "wikitext", "ptb", "lm1b", "lambada", "scientific_papers")
 COMPATS = ("none", "setdlms")
 COMMITS = ("order", "confidence", "margin", "posterior")
+CANDIDATES = ("window", "order")
+FRESH_ORDERS = ("position", "drawn")
 PROMOTIONS = ("first", "passed")
 CONTEXTS = ("left", "both")
 WEIGHTS = ("ema", "raw")
@@ -223,18 +225,31 @@ class DecodeConfig:
   `commit` says which candidates a step commits. `order`: the next ones of an order
   drawn from the training policy (inside a block or a masked text: of a random order,
   which is first-hitting sampling); `confidence`: those whose token is likeliest;
-  `margin`: those whose likeliest token is furthest ahead of the next; `posterior`: each
-  one with the chance that the linear schedule gives it on a grid of steps.
+  `margin`: those whose likeliest token is furthest ahead of the next; `posterior`:
+  those that the noise schedule reveals in one step of a grid; it is linear inside a
+  block or a masked text.
+
+  `candidates`: `confidence` and `margin` choose within a `window`, or among the next
+  positions of the drawn `order`; then what is committed out of turn is read once all
+  before it are there.
 
   `window`: for sets, the candidates of a step, counted from the first missing position
   (None: max_set_size); for masked diffusion, positions that are completed before the
-  next ones begin (None: the whole text).
+  next ones begin (None: the whole text), counted from the first gap or, if `aligned`,
+  from the start of the text.
+
+  `drafts`: of sets with commit=order, so many tokens are drafted at once and verified;
+  the text follows the same distribution as one token a step, in fewer steps.
   """
 
   commit: str = "order"
   tokens_per_step: float = 1.0  # on average; n tokens take ceil(n / this) steps
   threshold: float | None = None  # commit besides whatever is at least so likely
   window: int | None = None
+  candidates: str = "window"
+  aligned: bool = False
+  drafts: int | None = None
+  fresh_order: str = "position"  # tokens of one step are read so, or as "drawn"
   promotion: str = (
     "first"  # given tokens right of a gap are read "first", or when "passed"
   )

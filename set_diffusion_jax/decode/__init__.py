@@ -1,8 +1,10 @@
 """Generation: one compiled loop for every method."""
 
-from set_diffusion_jax.decode.generate import Generation, Progress, Stops
-from set_diffusion_jax.decode.loop import Decoder, decode
+from set_diffusion_jax.decode.decoder import Decoder
+from set_diffusion_jax.decode.generate import Generation, Progress
+from set_diffusion_jax.decode.loop import decode, step
 from set_diffusion_jax.decode.state import DecodeState, Task
+from set_diffusion_jax.decode.stops import Stops
 from set_diffusion_jax.decode.template import template
 
 __all__ = [
@@ -13,5 +15,6 @@ __all__ = [
   "Stops",
   "Task",
   "decode",
+  "step",
   "template",
 ]

@@ -12,7 +12,7 @@ def allowed_logits(
   logits: Float[Array, "B W V"],
   place: Int[Array, "B W"],
   tokens: Int[Array, "B S"],
-  committed: Bool[Array, "B S"],
+  committed: Bool[Array, "B S"] | Bool[Array, "B W S"],
   prompt_length: Int[Array, " B"],
   mask_id: int,
   eos_id: int,
@@ -31,7 +31,7 @@ def allowed_logits(
     logits: of each candidate.
     place: text position of each candidate; S where a slot is unused.
     tokens: of the text.
-    committed: which of them count.
+    committed: which of them count, for all candidates of a row or for each.
     prompt_length: position of the first new token in each row.
     mask_id: the id of [MASK].
     eos_id: the id of EOS.
@@ -60,13 +60,15 @@ def _repetition(options, logits, place, tokens, committed):
 
   def occurring(tokens, counted, place):
     where = jnp.arange(tokens.shape[0])
-    seen = counted[None, :] & (
+    seen = counted & (
       (where[None, :] < place[:, None]) | (options.repetition_context == "both")
     )
     table = jnp.zeros((window, vocab_size), bool)
     rows = jnp.broadcast_to(jnp.arange(window)[:, None], seen.shape)
     return table.at[rows, jnp.broadcast_to(tokens[None, :], seen.shape)].max(seen)
 
+  if committed.ndim == 2:
+    committed = committed[:, None]
   occurs = jax.vmap(occurring)(tokens, committed, place)
   penalty = options.repetition_penalty
   lowered = jnp.where(logits > 0, logits / penalty, logits * penalty)
@@ -87,6 +89,15 @@ def truncated(options: DecodeConfig, logits: Float[Array, "*B V"]):
     least = jnp.where(kept, ordered, jnp.inf).min(-1, keepdims=True)
     logits = jnp.where(logits < least, -jnp.inf, logits)
   return logits
+
+
+def distribution(
+  options: DecodeConfig, logits: Float[Array, "*B V"]
+) -> Float[Array, "*B V"]:
+  """What tokens are drawn from: all on the likeliest one at temperature 0."""
+  if options.temperature == 0:
+    return jax.nn.one_hot(jnp.argmax(logits, axis=-1), logits.shape[-1])
+  return jax.nn.softmax(truncated(options, logits), axis=-1)
 
 
 def choose(

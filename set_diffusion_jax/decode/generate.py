@@ -1,7 +1,7 @@
 """From texts with gaps to finished texts: batching, stopping, and streaming."""
 
-import dataclasses
-import re
+import functools
+import math
 import time
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -13,40 +13,25 @@ import numpy as np
 from set_diffusion_jax.config import DecodeConfig
 from set_diffusion_jax.corrupt import Batch
 from set_diffusion_jax.data import Tokenizer
-from set_diffusion_jax.decode.loop import Decoder, Task, decode
+from set_diffusion_jax.decode.decoder import Decoder
+from set_diffusion_jax.decode.loop import decode
+from set_diffusion_jax.decode.state import Task
+from set_diffusion_jax.decode.stops import Stops
 from set_diffusion_jax.errors import UserError
 from set_diffusion_jax.objective import Objective
-from set_diffusion_jax.order import Order, given_order, groups
+from set_diffusion_jax.order import (
+  Order,
+  given_order,
+  groups,
+  position_offset,
+  step_sets,
+)
 from set_diffusion_jax.rng import DECODE, row_keys, split_rows, stream_key
 
 # Texts are padded to a multiple of this, so that few shapes are compiled.
 BUCKET = 64
 # Steps between two looks at the text, where something is to be looked for.
 LOOK_EVERY = 8
-
-
-@dataclasses.dataclass(frozen=True)
-class Stops:
-  """What ends a text besides EOS and its length; the text is cut off before it.
-
-  Attributes:
-    strings: any of these in the generated text.
-    pattern: a regular expression that matches in it.
-    repeats: so many equal tokens one after another.
-    confidence: (n, p): the last n tokens were on average less likely than p.
-  """
-
-  strings: tuple[str, ...] = ()
-  pattern: str | None = None
-  repeats: int | None = None
-  confidence: tuple[int, float] | None = None
-
-  def __post_init__(self):
-    if self.pattern is not None:
-      try:
-        re.compile(self.pattern)
-      except re.error as error:
-        raise UserError(f"--stop-regex={self.pattern}: {error}") from None
 
 
 class Progress(NamedTuple):
@@ -72,9 +57,10 @@ class Generation:
     tokenizer: ids to text.
     options: how to decode.
     templates: ids of each text, [MASK] where a token is wanted.
-    seed: row i is keyed by (seed, i), whatever else is in the batch.
+    seed: text i is keyed by (seed, i), whatever else is in the batch.
     position: int [S] or [B, S], an order of the user's in which positions are generated
       one by one; needs commit=order.
+    first_row: the number of the first text, where the batch is a part of many.
 
   Raises:
     UserError: a text that the method cannot complete.
@@ -89,6 +75,7 @@ class Generation:
     templates: Sequence[np.ndarray],
     seed: int,
     position: np.ndarray | None = None,
+    first_row: int = 0,
   ):
     self._params, self._tokenizer, self._rows = params, tokenizer, len(templates)
     self._lengths = [len(t) for t in templates]
@@ -103,15 +90,13 @@ class Generation:
       tokens[i, : len(template)] = template
       there[i, : len(template)] = True
     given = there & (tokens != mask)
-    keys = row_keys(stream_key(seed, DECODE), 0, jnp.arange(self._rows))
+    numbers = first_row + jnp.arange(self._rows)
+    keys = row_keys(stream_key(seed, DECODE), 0, numbers)
     order_keys, keys = split_rows(keys)
-    order = _order(objective, tokens, there, given, order_keys, position)
+    order = _order(objective, options, tokens, there, given, order_keys, position)
     wanted = there & ~given
-    gap = np.where(wanted.any(-1), wanted.argmax(-1), length)
-    late = (given & (np.arange(length) > gap[:, None])).sum(-1).max()
-    late = _bucket(int(late)) if options.promotion == "passed" else 0
     widest = _widest(objective, np.asarray(order.rank), length)
-    self._decoder = Decoder(objective, options, widest, late)
+    self._decoder = Decoder(objective, options, widest)
     task = Task(*map(jnp.asarray, (tokens, given, wanted)), order, keys)
     prefill = _bucket(int(given.sum(-1).max()))
     self.state = _start(self._decoder, params, task, prefill)
@@ -159,7 +144,7 @@ class Generation:
     for row in range(self._rows):
       if row not in self._stopped:
         ids, likely = self._prefix(row, committed, tokens, confidence)
-        if (found := _stop(stops, ids, likely, self._tokenizer)) is not None:
+        if (found := stops.found(ids, likely, self._tokenizer)) is not None:
           self._stopped[row] = found
 
   def results(self) -> list[dict]:
@@ -212,18 +197,31 @@ def _check(objective: Objective, options: DecodeConfig, templates) -> None:
     raise UserError(
       f"decode.tokens_per_step = {options.tokens_per_step}: must be 1 for method ar"
     )
-  if options.commit == "posterior" and not objective.has_levels:
+  drawn = objective.has_drawn_orders
+  if options.commit == "posterior" and not (objective.has_levels or drawn):
     raise UserError(
-      f'decode.commit = "posterior": method {method} has no noise levels; use order, '
-      "confidence or margin"
+      f'decode.commit = "posterior": method {method} has no noise schedule; use order'
     )
+  if options.drafts is not None:
+    longest = max(map(len, templates))
+    if not drawn:
+      raise UserError(f"decode.drafts = {options.drafts}: must be null for {method}")
+    if longest > length:
+      raise UserError(
+        f"decode.drafts = {options.drafts}: needs texts of at most data.length = "
+        f"{length} tokens, one has {longest}"
+      )
 
 
-def _order(objective, tokens, there, given, keys, position) -> Order:
+def _order(objective, options, tokens, there, given, keys, position) -> Order:
   row = jnp.arange(len(tokens))
+  if options.promotion == "passed":  # what waits has its turn like what is wanted
+    given = given & (np.cumsum(there & ~given, axis=-1) == 0)
   batch = Batch(jnp.asarray(tokens), jnp.asarray(there), jnp.asarray(given), row)
   if position is None:
-    return _draw(objective, batch, keys)
+    grid = options.commit == "posterior" and objective.one_at_a_time
+    each = options.tokens_per_step if grid else None
+    return _draw(objective, each, batch, keys)
   if not objective.one_at_a_time or objective.one_stream:
     name = objective.config.method.name
     raise UserError(f"order: method {name} has an order of its own")
@@ -252,35 +250,17 @@ def _bucket(count: int) -> int:
   return 1 << (count - 1).bit_length() if count else 0
 
 
-def _stop(stops: Stops, ids: np.ndarray, confidence: np.ndarray, tokenizer: Tokenizer):
-  """(how many tokens to keep, why) if a text has met a stop; None if not."""
-  text = tokenizer.decode(ids)
-  cuts = [(text.find(s), f"stop string {s!r}") for s in stops.strings if s in text]
-  if stops.pattern is not None and (match := re.search(stops.pattern, text)):
-    cuts.append((match.start(), "stop regex"))
-  if cuts:
-    cut, why = min(cuts)
-    keep = 0
-    while keep < len(ids) and len(tokenizer.decode(ids[: keep + 1])) <= cut:
-      keep += 1
-    return keep, why
-  if stops.repeats is not None:
-    run = 1
-    for i in range(1, len(ids)):
-      run = run + 1 if ids[i] == ids[i - 1] else 1
-      if run >= stops.repeats:
-        return i + 2 - run, "repeated token"
-  if stops.confidence is not None:
-    size, least = stops.confidence
-    for end in range(size, len(ids) + 1):
-      if confidence[end - size : end].mean() < least:
-        return end - size, "low confidence"
-  return None
-
-
 _start = jax.jit(Decoder.start, static_argnums=(0, 3))
 _decode = jax.jit(decode, static_argnums=0, donate_argnums=2)
-_draw = jax.jit(
-  lambda objective, batch, keys: objective.draw_order(batch, keys, False),
-  static_argnums=0,
-)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _draw(objective: Objective, tokens_per_step: float | None, batch: Batch, keys):
+  """An order; with a number of tokens a step, cut into the steps of a grid."""
+  if tokens_per_step is None:
+    return objective.draw_order(batch, keys, False)
+  method = objective.config.method
+  length = max(objective.config.data.length, batch.tokens.shape[-1])
+  schedule = position_offset(method, length)
+  group = groups(batch.valid, batch.context)
+  return step_sets(schedule, math.ceil(length / tokens_per_step), keys, group)

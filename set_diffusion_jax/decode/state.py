@@ -37,12 +37,15 @@ class DecodeState(flax.struct.PyTreeNode):
     wanted: [B, S], which positions are to hold one in the end.
     rank: [B, S], the set of each position; of singletons, in the order of commitment.
     next_rank: [B], of singletons, the rank that comes next.
-    fresh: [B, S], final tokens that the next step feeds.
+    fresh: [B, S], final tokens that the next step reads.
     confidence: float32 [B, S], the probability of each token that was generated.
-    late: [B, S], given tokens that wait until something to their right is committed.
+    waiting: [B, S], committed tokens that may not be read yet: given ones until
+      something after them is committed, others until all before them in the drawn
+      order are.
     cached: [B, S], which positions the cache holds.
     k, v: [N, B, G, S, Dh], the cache, of G heads of keys and values.
     turn: [B, S], each position's place in the drawn order.
+    interval: [B, S], each position's set in the drawn order.
     prompt_length: [B], position of the first token that was not given.
     total: [B], of singletons, how many tokens are to be generated.
     key: [B], of the row's own draws.
@@ -57,11 +60,12 @@ class DecodeState(flax.struct.PyTreeNode):
   next_rank: Int[Array, " B"]
   fresh: Bool[Array, "B S"]
   confidence: Float[Array, "B S"]
-  late: Bool[Array, "B S"]
+  waiting: Bool[Array, "B S"]
   cached: Bool[Array, "B S"]
   k: Float[Array, "N B G S Dh"]
   v: Float[Array, "N B G S Dh"]
   turn: Int[Array, "B S"]
+  interval: Int[Array, "B S"]
   prompt_length: Int[Array, " B"]
   total: Int[Array, " B"]
   key: Key[Array, " B"]

@@ -1,0 +1,275 @@
+"""The parts of a decoding step: its sizes, the first state, and the forward pass.
+
+Each step feeds the tokens that became final in the step before (fresh, clean stream)
+and candidates (noisy stream) against the cache; the fresh ones enter the cache:
+
+    cache of final tokens | fresh F | candidates W
+    fresh token           sees the cache and fresh tokens up to its own set
+    candidate             sees the cache, all fresh tokens, and its own set
+
+A token is final once its set is complete. Methods differ in the sets: where each
+position is a set of its own, a commit is final at once, and ranks are handed out in the
+order of commitment. Elsewhere ranks are those of the order, the candidates are all
+positions of the first incomplete set, and those already committed are seen by the
+others as they are.
+
+Keys and values of a final token never change, so this equals a forward pass without a
+cache. The cache is indexed by text position, whatever the order.
+
+Legend: B rows, S positions of the text, F fresh slots, W candidates.
+"""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from set_diffusion_jax.config import DecodeConfig
+from set_diffusion_jax.decode.choose import allowed_logits
+from set_diffusion_jax.decode.slots import NEVER, at_slots, first_slots, line, marked
+from set_diffusion_jax.decode.state import DecodeState, Task
+from set_diffusion_jax.index import TokenIndex, noisy_stream
+from set_diffusion_jax.model import Cache
+from set_diffusion_jax.objective import Objective
+from set_diffusion_jax.order import Order
+
+# Positions of a prompt that are fed at once.
+PREFILL = 256
+
+
+@dataclasses.dataclass(frozen=True)
+class Decoder:
+  """Decoding of one objective; every method is a pure function.
+
+  Attributes:
+    objective: what was trained.
+    decode: how to decode.
+    widest: positions of the largest set of the orders that are decoded.
+  """
+
+  objective: Objective
+  decode: DecodeConfig
+  widest: int = 1
+
+  @property
+  def singletons(self) -> bool:
+    """Whether a committed token is final at once."""
+    return self.objective.one_at_a_time
+
+  @property
+  def single_set(self) -> bool:
+    """Whether the whole text is one set (masked diffusion): nothing is ever cached."""
+    return self.objective.config.method.name == "masked"
+
+  @property
+  def takes_turns(self) -> bool:
+    """Of singletons: whether candidates are the next ones of the drawn order."""
+    options = self.decode
+    return options.commit in ("order", "posterior") or options.candidates == "order"
+
+  @property
+  def backlog(self) -> bool:
+    """Whether more tokens can become final in a step than it commits."""
+    options = self.decode
+    waits = options.promotion == "passed" or options.candidates == "order"
+    return self.singletons and waits
+
+  @property
+  def window(self) -> int:
+    """W, the candidates of a step; one-stream AR has none."""
+    options = self.decode
+    if self.objective.one_stream:
+      return 0
+    if not self.singletons:
+      return self.widest
+    if options.drafts is not None:
+      return options.drafts
+    fixed = math.ceil(options.tokens_per_step)
+    if options.commit == "order" and options.threshold is None:
+      return fixed  # no other candidate could be committed
+    size = max(fixed, round(self.objective.config.method.max_set_size))
+    return options.window or size
+
+  @property
+  def fresh(self) -> int:
+    """F, the final tokens that a step reads: the most that a step commits."""
+    options = self.decode
+    if self.single_set:
+      return 0
+    if not self.singletons:
+      return self.widest
+    if self.objective.one_stream or options.drafts is not None:
+      return 1
+    if options.threshold is not None or options.commit == "posterior":
+      return self.window
+    return min(math.ceil(options.tokens_per_step), self.window)
+
+  def reading_order(self, turn: Int[Array, "B S"]) -> Int[Array, "B S"]:
+    """Of singletons: the order in which tokens that became final together are read."""
+    if self.takes_turns or self.decode.fresh_order == "drawn":
+      return turn
+    return jnp.broadcast_to(jnp.arange(turn.shape[-1]), turn.shape)
+
+  def start(self, params, task: Task, prefill: int) -> DecodeState:
+    """The state before the first step: what is given is in the cache.
+
+    Args:
+      params: of the network.
+      task: what is to be generated.
+      prefill: at least as many as any row has given tokens that are final.
+    """
+    config = self.objective.config.model
+    rows, length = task.tokens.shape
+    given, wanted = task.given, task.wanted
+    place = jnp.broadcast_to(jnp.arange(length), given.shape)
+    turn = jnp.argsort(task.order.position, axis=-1).astype(jnp.int32)
+    set_ = jnp.take_along_axis(task.order.rank, turn, axis=-1)
+    if not self.singletons:  # within a set, a random order
+      draw = lambda key: jax.random.permutation(jax.random.fold_in(key, length), length)
+      turn = jax.vmap(draw)(task.key).astype(jnp.int32)
+    first = jnp.where(wanted, place, length).min(-1)
+    final, waiting = given, jnp.zeros_like(given)
+    if self.singletons:
+      if self.decode.promotion == "passed":
+        waiting = given & (place > first[:, None])
+        final = given & ~waiting
+      rank = line(final, self.reading_order(turn))
+      next_rank = final.sum(-1)
+    else:
+      # A set is read once all before it are complete: its keys depend on them.
+      rank = set_
+      open_ = jnp.where(wanted, rank, length).min(-1, keepdims=True)
+      final = given & (rank < open_)
+      next_rank = jnp.zeros(rows, jnp.int32)
+    cached = 0 if self.single_set else length
+    shape = (config.layers, rows, config.key_heads, cached, config.head_width)
+    empty = jnp.zeros(shape, config.dtype)
+    zero = jnp.zeros(rows, jnp.int32)
+    none = jnp.zeros_like(given)
+    state = DecodeState(
+      tokens=jnp.where(given, task.tokens, self.objective.mask_id),
+      committed=given,
+      wanted=wanted,
+      rank=rank.astype(jnp.int32),
+      next_rank=next_rank.astype(jnp.int32),
+      fresh=none,
+      confidence=jnp.zeros(given.shape),
+      waiting=waiting,
+      cached=none,
+      k=empty,
+      v=empty,
+      turn=turn,
+      interval=set_,
+      prompt_length=first.astype(jnp.int32),
+      total=wanted.sum(-1).astype(jnp.int32),
+      key=task.key,
+      steps=zero,
+      since=zero,
+    )
+    if self.single_set:
+      return state
+    if self.objective.one_stream:  # the last token is what the first step reads
+      last = final & (state.rank == state.next_rank[:, None] - 1)
+      state, final = state.replace(fresh=last), final & ~last
+    # What is final is fed by rank in pieces; a set must not be torn apart.
+    most = min(PREFILL, max(prefill, 1), self.objective.config.data.length)
+    piece = -(-most // self.widest) * self.widest
+    if prefill == 0:
+      return state
+    fed = first_slots(final, state.rank * length + place, -(-prefill // piece) * piece)
+    pieces = jnp.moveaxis(fed.reshape(rows, -1, piece), 1, 0)
+    unused = fed[:, :0]
+    feed = lambda state, fed: (self.feed(params, state, fed, unused)[1], None)
+    return jax.lax.scan(feed, state, pieces)[0]
+
+  def unfinished(self, state: DecodeState) -> Bool[Array, " B"]:
+    """Which rows go on: something is wanted, and no EOS ends the text before it."""
+    missing = state.wanted & ~state.committed
+    if not self.decode.stop_at_eos:
+      return missing.any(-1)
+    length = state.tokens.shape[-1]
+    place = jnp.arange(length)[None, :]
+    hole = jnp.where(missing, place, length).min(-1, keepdims=True)
+    ends = state.wanted & (state.tokens == self.objective.eos_id) & (place < hole)
+    return missing.any(-1) & ~ends.any(-1)
+
+  def logits(
+    self, params, state: DecodeState, h, place: Int[Array, "B W"]
+  ) -> Float[Array, "B W V"]:
+    """Logits of candidates, after all that the options change in them."""
+    return allowed_logits(
+      self.decode,
+      self.objective.network.unembed(params, h),
+      place,
+      state.tokens,
+      state.committed,
+      state.prompt_length,
+      self.objective.mask_id,
+      self.objective.eos_id,
+    )
+
+  def feed(
+    self,
+    params,
+    state: DecodeState,
+    fresh: Int[Array, "B F"],
+    candidates: Int[Array, "B W"],
+  ):
+    """Feeds clean fresh tokens and candidates; the fresh ones enter the cache.
+
+    Candidates that are singletons are masked, whatever the text holds there, and do
+    not see one another: each has the rank of one that would follow the ones before it.
+
+    Returns h of the slots whose logits are wanted, and the state with its new cache.
+    """
+    length = state.tokens.shape[-1]
+    if self.single_set:
+      every = Order(candidates, jnp.zeros_like(candidates))
+      index = noisy_stream(every, jnp.ones_like(state.committed), length)
+      return self.objective.network.hidden(params, state.tokens, index)[0], state
+    at = jnp.concatenate([fresh, candidates], axis=-1)
+    used = at < length
+    rank, tokens = at_slots(state.rank, at), at_slots(state.tokens, at)
+    if self.singletons:
+      ahead = jnp.arange(candidates.shape[-1])[None, :]
+      noisy = (slice(None), slice(fresh.shape[-1], None))
+      rank = rank.at[noisy].set(state.next_rank[:, None] + ahead)
+      tokens = tokens.at[noisy].set(self.objective.mask_id)
+    at_text = jnp.minimum(at, length - 1)
+    index = TokenIndex(at_text, rank, used, clean=fresh.shape[-1], reach=at.shape[-1])
+    place = jnp.broadcast_to(jnp.arange(length), state.tokens.shape)
+    seen = self._within_context(state, used.sum(-1))
+    cache_index = TokenIndex(place, state.rank, seen, length, length)
+    h, (k, v) = self.objective.network.hidden(
+      params, tokens, index, Cache(state.k, state.v, cache_index)
+    )
+    write = jax.vmap(
+      lambda cache, new, at: cache.at[:, :, at].set(new, mode="drop"),
+      in_axes=(1, 1, 0),
+      out_axes=1,
+    )
+    clean = slice(0, fresh.shape[-1])
+    fed = marked(fresh, fresh < length, length)
+    state = state.replace(
+      k=write(state.k, k[:, :, :, clean].astype(state.k.dtype), fresh),
+      v=write(state.v, v[:, :, :, clean].astype(state.v.dtype), fresh),
+      cached=seen | fed,
+      fresh=state.fresh & ~fed,
+    )
+    wanted = slice(fresh.shape[-1], None) if candidates.shape[-1] else clean
+    return h[:, wanted], state
+
+  def _within_context(self, state: DecodeState, fed: Int[Array, " B"]):
+    """What the cache still holds where the text outgrows the training length.
+
+    The tokens of lowest rank are dropped until cache and fed tokens fit.
+    """
+    context, length = self.objective.config.data.length, state.tokens.shape[-1]
+    if length <= context:
+      return state.cached
+    excess = state.cached.sum(-1) + fed - context
+    ranks = jnp.sort(jnp.where(state.cached, state.rank, NEVER), axis=-1)
+    last = jnp.take_along_axis(ranks, jnp.maximum(excess - 1, 0)[:, None], axis=-1)
+    return state.cached & ((excess[:, None] <= 0) | (state.rank > last))

@@ -1,0 +1,129 @@
+"""Exact speculative decoding of singletons in a drawn order (METHOD section 5).
+
+A round takes two forward passes. The first drafts the next D tokens of the order, each
+from q_r = p(. | what is committed). The second reads the drafts as clean tokens next to
+a masked copy of each, and of the position after them, which gives
+p_r = p(. | what is committed, drafts before r). In the order, draft r is accepted with
+probability min(1, p_r / q_r); the first that is not is replaced by a draw from
+max(p_r - q_r, 0), normalised, and ends the round; if all are accepted, the position
+after them is drawn from its p. What is committed follows one-token-at-a-time decoding
+of the same order exactly.
+
+Legend: B rows, S positions of the text, D drafts, V tokens of the vocabulary.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from set_diffusion_jax.decode.choose import allowed_logits, distribution
+from set_diffusion_jax.decode.decoder import Decoder
+from set_diffusion_jax.decode.slots import first_slots, marked, write_slots
+from set_diffusion_jax.decode.state import DecodeState
+
+
+def speculative_step(decoder: Decoder, params, state: DecodeState) -> DecodeState:
+  """One round: drafts, and the commitment of those that are accepted and one more."""
+  going = decoder.unfinished(state)
+  length, count = state.tokens.shape[-1], decoder.window
+  missing = state.wanted & ~state.committed
+  place = first_slots(missing, state.turn, count + 1)
+  there = (place < length) & going[:, None]
+  fresh = first_slots(state.fresh, state.rank, 1)
+  keys = jax.vmap(jax.random.fold_in)(state.key, state.steps)
+  draft_keys, accept_keys, last_keys = jax.vmap(lambda k: jax.random.split(k, 3))(
+    keys
+  ).T
+
+  h, state = decoder.feed(params, state, fresh, place[:, :count])
+  q = distribution(decoder.decode, decoder.logits(params, state, h, place[:, :count]))
+  token = draw(draft_keys, q)
+
+  drafts = jnp.where(there, place, length)[:, :count]
+  ahead = state.next_rank[:, None] + jnp.arange(count + 1)[None, :]
+  drafted = state.replace(
+    tokens=write_slots(state.tokens, drafts, token),
+    rank=write_slots(state.rank, drafts, ahead[:, :count]),
+  )
+  h, after = decoder.feed(params, drafted, drafts, place)
+  logits = _verified_logits(decoder, params, drafted, h, place, drafts)
+  p = distribution(decoder.decode, logits)
+
+  accepted = accept(accept_keys, p[:, :count], q, token) & there[:, :count]
+  kept = jnp.cumprod(accepted, axis=-1).astype(bool)
+  n = kept.sum(-1)
+  last_place = jnp.take_along_axis(place, n[:, None], axis=-1)
+  last_place = jnp.where(going[:, None], last_place, length)
+  last = draw(last_keys, replacement(p, q, n)[:, None])
+
+  kept_place = jnp.where(kept, drafts, length)
+  final = marked(kept_place, kept, length)
+  fresh = marked(last_place, last_place < length, length)
+  tokens = write_slots(state.tokens, kept_place, token)
+  share = jax.nn.softmax(logits, axis=-1)
+  every = jnp.concatenate([token, token[:, :1]], axis=-1)
+  every = jnp.where(jnp.arange(count + 1)[None, :] == n[:, None], last, every)
+  chosen = jnp.take_along_axis(share, every[..., None], axis=-1)[..., 0]
+  committed = jnp.where(jnp.arange(count + 1)[None, :] <= n[:, None], place, length)
+  committed = jnp.where(there, committed, length)
+  rank = write_slots(state.rank, committed, ahead)
+  return after.replace(
+    tokens=write_slots(tokens, last_place, last),
+    committed=state.committed | final | fresh,
+    confidence=write_slots(state.confidence, committed, chosen),
+    rank=rank,
+    next_rank=state.next_rank + (committed < length).sum(-1),
+    cached=state.cached | final,
+    fresh=fresh,
+    steps=state.steps + 2 * going,
+  )
+
+
+def _verified_logits(decoder: Decoder, params, drafted: DecodeState, h, place, drafts):
+  """Logits of each masked copy, where the drafts before it count as committed."""
+  length, count = drafted.tokens.shape[-1], drafts.shape[-1]
+  before = [marked(drafts[:, :r], drafts[:, :r] < length, length) for r in range(count)]
+  before.append(marked(drafts, drafts < length, length))
+  committed = drafted.committed[:, None] | jnp.stack(before, axis=1)
+  return allowed_logits(
+    decoder.decode,
+    decoder.objective.network.unembed(params, h),
+    place,
+    drafted.tokens,
+    committed,
+    drafted.prompt_length,
+    decoder.objective.mask_id,
+    decoder.objective.eos_id,
+  )
+
+
+def draw(keys: Key[Array, " B"], p: Float[Array, "B P V"]) -> Int[Array, "B P"]:
+  """A token from each distribution."""
+  sample = lambda key, p: jax.random.categorical(key, jnp.log(p), axis=-1)
+  return jax.vmap(sample)(keys, p)
+
+
+def accept(
+  keys: Key[Array, " B"],
+  p: Float[Array, "B D V"],
+  q: Float[Array, "B D V"],
+  token: Int[Array, "B D"],
+) -> Bool[Array, "B D"]:
+  """Which drafts are accepted, each with probability min(1, p / q) of its token."""
+  at = lambda x: jnp.take_along_axis(x, token[..., None], axis=-1)[..., 0]
+  uniform = jax.vmap(lambda key: jax.random.uniform(key, token.shape[1:]))(keys)
+  return uniform * at(q) < at(p)
+
+
+def replacement(
+  p: Float[Array, "B D1 V"], q: Float[Array, "B D V"], n: Int[Array, " B"]
+) -> Float[Array, "B V"]:
+  """What position n is drawn from, up to a constant: max(p - q, 0), or p after all.
+
+  Where p and q are equal but for rounding and the draft was rejected all the same,
+  p - q can be zero throughout; then it is p.
+  """
+  at = lambda x: jnp.take_along_axis(x, n[:, None, None], axis=1)[:, 0]
+  proposed = at(jnp.pad(q, ((0, 0), (0, 1), (0, 0))))
+  rest = jnp.maximum(at(p) - proposed, 0)
+  return jnp.where(rest.sum(-1, keepdims=True) > 0, rest, at(p))
