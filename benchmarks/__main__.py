@@ -6,7 +6,7 @@ import json
 import pathlib
 
 # Name -> module; each has a `main()` that returns figures as plain JSON values.
-BENCHMARKS = {"convert": "benchmarks.convert"}
+BENCHMARKS = {"convert": "benchmarks.convert", "decode": "benchmarks.decode"}
 
 
 def main() -> None:

@@ -49,6 +49,11 @@ class TokenIndex:
     """T."""
     return self.position.shape[-1]
 
+  def from_slot(self, first: int) -> "TokenIndex":
+    """The slots from this one on."""
+    later = [x[..., first:] for x in (self.position, self.rank, self.valid)]
+    return TokenIndex(*later, max(self.clean - first, 0), self.reach, self.causal)
+
   @property
   def noisy(self) -> Bool[Array, " T"]:
     """Which slots are of the noisy stream."""

@@ -337,14 +337,15 @@ def test_decode_settings(tmp_path):
   first = reference("setdlm_dit", tmp_path / "first")
   file = first / "generation_config.json"
   cases = {
-    '{"max_window_size": 6}': (6, 0.0, "confidence"),
-    '{"do_sample": true, "temperature": 0.5}': (4, 0.5, "confidence"),
+    '{"max_window_size": 6}': (6, 0.0, "window"),
+    '{"do_sample": true, "temperature": 0.5}': (4, 0.5, "window"),
     '{"do_sample": true, "use_first_hitting_order_in_decode": true}': (4, 1.0, "order"),
   }
   for text, wanted in cases.items():
     file.write_text(text)
     decode = open_source(first).config.decode
-    assert (decode.window, decode.temperature, decode.commit) == wanted
+    assert decode.commit == "confidence"
+    assert (decode.window, decode.temperature, decode.candidates) == wanted
   file.write_text('{"max_window_size": "6"}')
   with pytest.raises(UserError, match=r"max_window_size = '6'; must be an integer"):
     open_source(first)
@@ -352,10 +353,15 @@ def test_decode_settings(tmp_path):
 
 @pytest.mark.parametrize("commit", ["order", "confidence"])
 def test_decode_settings_of_weights_trained_here(tmp_path, commit):
+  """The next position of an order is the surest of a window of one in that order."""
   decode = {"decode__commit": commit, "decode__window": 3, "decode__temperature": 0.7}
   config, *_ = train_state(tmp_path / "run", method__name="set", **decode)
   convert(tmp_path / "run", tmp_path / "out")
-  assert open_source(tmp_path / "out").config.decode == config.decode
+  wanted = config.decode
+  if commit == "order":
+    same = {"commit": "confidence", "candidates": "order", "window": 1}
+    wanted = dataclasses.replace(wanted, **same)
+  assert open_source(tmp_path / "out").config.decode == wanted
 
 
 def test_padded_rows_are_kept_and_recorded(tmp_path):

@@ -115,7 +115,10 @@ def begin(decoder, params, task):
 
 
 _begin = jax.jit(Decoder.start, static_argnums=(0, 3))
-_step = jax.jit(step, static_argnums=0)
+_step = jax.jit(
+  lambda decoder, params, state: step(decoder, decoder.ready(params), state),
+  static_argnums=0,
+)
 _run = jax.jit(decode, static_argnums=0)
 
 
@@ -130,6 +133,7 @@ def steps(decoder, params, state):
 @functools.partial(jax.jit, static_argnums=0)
 def looked_at(decoder, params, state):
   """The logits that a step computes, and the text positions that they are for."""
+  params = decoder.ready(params)
   if decoder.backlog:
     state = _catch_up(decoder, params, state)
   fresh = first_slots(state.fresh, state.rank, decoder.fresh)

@@ -169,7 +169,7 @@ def test_trace(name, trace):
   )
   params = g.params()
   state = jax.jit(decoder.start, static_argnums=2)(params, task, len(prompt))
-  one_step = jax.jit(functools.partial(step, decoder))
+  one_step = jax.jit(lambda params, state: step(decoder, decoder.ready(params), state))
   revealed = []
   while bool(decoder.unfinished(state)[0]):
     before = np.asarray(state.committed[0])

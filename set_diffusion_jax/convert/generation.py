@@ -28,7 +28,7 @@ def with_generation(settings: Settings, fields: Fields) -> Settings:
   sample = fields("do_sample", bool, False)  # Transformers leaves out its defaults
   decode["temperature"] = fields("temperature", float, 1.0) if sample else 0.0
   if fields("use_first_hitting_order_in_decode", bool, False):
-    decode["commit"] = "order"
+    decode |= {"commit": "confidence", "candidates": "order"}
   return settings._replace(config=Config.from_dict(values), notes=notes)
 
 
@@ -36,6 +36,9 @@ def generation_config(config: Config, vocabulary: Vocabulary) -> dict:
   """How the published code decodes set diffusion as this configuration does."""
   decode, length = config.decode, config.data.length
   widest = length if config.method.name == "any_order" else config.method.max_set_size
+  window = decode.window or round(widest)
+  if decode.commit == "order":  # of the next ones in line all are committed
+    window = math.ceil(decode.tokens_per_step)
   return {
     "align_inputs_to_blocks": False,
     "block_size": length,
@@ -46,11 +49,11 @@ def generation_config(config: Config, vocabulary: Vocabulary) -> dict:
     "do_sample": decode.temperature > 0,
     "eos_token_id": vocabulary.eos,
     "first_hitting": False,
-    "max_window_size": decode.window or round(widest),
+    "max_window_size": window,
     "num_steps": math.ceil(length / decode.tokens_per_step),
     "pad_token_id": vocabulary.pad,
     "sampling_strategy": "predict_and_noise",
     "temperature": decode.temperature or 1.0,
     "use_cache": True,
-    "use_first_hitting_order_in_decode": decode.commit == "order",
+    "use_first_hitting_order_in_decode": "order" in (decode.commit, decode.candidates),
   }

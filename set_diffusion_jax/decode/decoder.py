@@ -106,11 +106,10 @@ class Decoder:
       return self.window
     return min(math.ceil(options.tokens_per_step), self.window)
 
-  def reading_order(self, turn: Int[Array, "B S"]) -> Int[Array, "B S"]:
-    """Of singletons: the order in which tokens that became final together are read."""
-    if self.takes_turns or self.decode.fresh_order == "drawn":
-      return turn
-    return jnp.broadcast_to(jnp.arange(turn.shape[-1]), turn.shape)
+  @property
+  def reads_as_drawn(self) -> bool:
+    """Of singletons: whether what became final together is read in the drawn order."""
+    return self.takes_turns or self.decode.fresh_order == "drawn"
 
   def start(self, params, task: Task, prefill: int) -> DecodeState:
     """The state before the first step: what is given is in the cache.
@@ -135,7 +134,7 @@ class Decoder:
       if self.decode.promotion == "passed":
         waiting = given & (place > first[:, None])
         final = given & ~waiting
-      rank = line(final, self.reading_order(turn))
+      rank = line(final, turn if self.reads_as_drawn else None)
       next_rank = final.sum(-1)
     else:
       # A set is read once all before it are complete: its keys depend on them.
@@ -144,8 +143,11 @@ class Decoder:
       final = given & (rank < open_)
       next_rank = jnp.zeros(rows, jnp.int32)
     cached = 0 if self.single_set else length
-    shape = (config.layers, rows, config.key_heads, cached, config.head_width)
-    empty = jnp.zeros(shape, config.dtype)
+    heads, size = config.key_heads, config.head_width
+    # Behind a barrier: the compiler would else work out what zeros attend to.
+    empty = lambda *shape: jax.lax.optimization_barrier(
+      jnp.zeros((rows, heads, *shape), config.dtype)
+    )
     zero = jnp.zeros(rows, jnp.int32)
     none = jnp.zeros_like(given)
     state = DecodeState(
@@ -158,8 +160,7 @@ class Decoder:
       confidence=jnp.zeros(given.shape),
       waiting=waiting,
       cached=none,
-      k=empty,
-      v=empty,
+      layers=[(empty(size, cached), empty(cached, size))] * config.layers,
       turn=turn,
       interval=set_,
       prompt_length=first.astype(jnp.int32),
@@ -178,11 +179,16 @@ class Decoder:
     piece = -(-most // self.widest) * self.widest
     if prefill == 0:
       return state
+    params = self.ready(params)
     fed = first_slots(final, state.rank * length + place, -(-prefill // piece) * piece)
     pieces = jnp.moveaxis(fed.reshape(rows, -1, piece), 1, 0)
     unused = fed[:, :0]
     feed = lambda state, fed: (self.feed(params, state, fed, unused)[1], None)
     return jax.lax.scan(feed, state, pieces)[0]
+
+  def ready(self, params: dict) -> dict:
+    """Parameters as `feed` and `step` take them; for once before a loop."""
+    return params if self.single_set else self.objective.network.by_layer(params)
 
   def unfinished(self, state: DecodeState) -> Bool[Array, " B"]:
     """Which rows go on: something is wanted, and no EOS ends the text before it."""
@@ -222,6 +228,12 @@ class Decoder:
     Candidates that are singletons are masked, whatever the text holds there, and do
     not see one another: each has the rank of one that would follow the ones before it.
 
+    Args:
+      params: of `ready`.
+      state: before.
+      fresh: positions of the clean tokens, those of one set together.
+      candidates: positions of the noisy ones.
+
     Returns h of the slots whose logits are wanted, and the state with its new cache.
     """
     length = state.tokens.shape[-1]
@@ -240,24 +252,14 @@ class Decoder:
     at_text = jnp.minimum(at, length - 1)
     index = TokenIndex(at_text, rank, used, clean=fresh.shape[-1], reach=at.shape[-1])
     place = jnp.broadcast_to(jnp.arange(length), state.tokens.shape)
-    seen = self._within_context(state, used.sum(-1))
-    cache_index = TokenIndex(place, state.rank, seen, length, length)
-    h, (k, v) = self.objective.network.hidden(
-      params, tokens, index, Cache(state.k, state.v, cache_index)
-    )
-    write = jax.vmap(
-      lambda cache, new, at: cache.at[:, :, at].set(new, mode="drop"),
-      in_axes=(1, 1, 0),
-      out_axes=1,
-    )
-    clean = slice(0, fresh.shape[-1])
     fed = marked(fresh, fresh < length, length)
-    state = state.replace(
-      k=write(state.k, k[:, :, :, clean].astype(state.k.dtype), fresh),
-      v=write(state.v, v[:, :, :, clean].astype(state.v.dtype), fresh),
-      cached=seen | fed,
-      fresh=state.fresh & ~fed,
+    held = self._within_context(state, used.sum(-1)) | fed
+    cache_index = TokenIndex(place, state.rank, held, length, length)
+    h, layers = self.objective.network.hidden(
+      params, tokens, index, Cache(state.layers, cache_index, fresh)
     )
+    state = state.replace(layers=layers, cached=held, fresh=state.fresh & ~fed)
+    clean = slice(0, fresh.shape[-1])
     wanted = slice(fresh.shape[-1], None) if candidates.shape[-1] else clean
     return h[:, wanted], state
 

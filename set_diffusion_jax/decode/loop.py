@@ -19,7 +19,13 @@ from set_diffusion_jax.decode.state import DecodeState
 
 
 def step(decoder: Decoder, params, state: DecodeState) -> DecodeState:
-  """One look at the candidates, and the commitment that it allows."""
+  """One look at the candidates, and the commitment that it allows.
+
+  Args:
+    decoder: says how.
+    params: of `Decoder.ready`.
+    state: is not finished in every row.
+  """
   if decoder.decode.drafts is not None:
     return speculative_step(decoder, params, state)
   going = decoder.unfinished(state)
@@ -89,6 +95,7 @@ def decode(
     state, count = carry
     return decoder.unfinished(state).any() & (count < most)
 
+  params = decoder.ready(params)
   return jax.lax.while_loop(
     going,
     lambda carry: (step(decoder, params, carry[0]), carry[1] + 1),

@@ -163,9 +163,11 @@ def settle(
 
 def _hand_out_ranks(decoder, before, after, new) -> DecodeState:
   """The next ranks go to what the next step reads."""
-  key = decoder.reading_order(before.turn)
+  drawn = before.turn if decoder.reads_as_drawn else None
   ready, waiting = new, before.waiting
   if decoder.backlog:
+    text = jnp.broadcast_to(jnp.arange(new.shape[-1]), new.shape)
+    key = text if drawn is None else drawn
     reached = jnp.where(new | before.fresh, key, -1).max(-1, keepdims=True)
     passed = (key <= reached) & new.any(-1, keepdims=True)
     in_turn = jnp.ones_like(new)
@@ -178,7 +180,7 @@ def _hand_out_ranks(decoder, before, after, new) -> DecodeState:
     ready = waiting & jnp.where(before.wanted, in_turn, passed)
     waiting &= ~ready
   next_rank = before.next_rank
-  rank = jnp.where(ready, next_rank[:, None] + line(ready, key), before.rank)
+  rank = jnp.where(ready, next_rank[:, None] + line(ready, drawn), before.rank)
   return after.replace(
     rank=rank.astype(jnp.int32),
     next_rank=(next_rank + ready.sum(-1)).astype(jnp.int32),

@@ -40,6 +40,11 @@ def marked(
   return write_slots(none, jnp.where(on, place, length), jnp.ones(place.shape, bool))
 
 
-def line(mask: Bool[Array, "B S"], by: Int[Array, "B S"]) -> Int[Array, "B S"]:
-  """The place of each position of a mask among its positions in ascending `by`."""
+def line(mask: Bool[Array, "B S"], by: Int[Array, "B S"] | None) -> Int[Array, "B S"]:
+  """The place of each position of a mask among its positions in ascending `by`.
+
+  None stands for the order of the text.
+  """
+  if by is None:
+    return jnp.cumsum(mask, axis=-1) - 1
   return jnp.argsort(jnp.argsort(jnp.where(mask, by, NEVER), axis=-1), axis=-1)

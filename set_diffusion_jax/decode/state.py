@@ -6,6 +6,7 @@ Legend: B rows, S positions of the text.
 import flax.struct
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from set_diffusion_jax.model import Layers
 from set_diffusion_jax.order import Order
 
 
@@ -43,7 +44,7 @@ class DecodeState(flax.struct.PyTreeNode):
       something after them is committed, others until all before them in the drawn
       order are.
     cached: [B, S], which positions the cache holds.
-    k, v: [N, B, G, S, Dh], the cache, of G heads of keys and values.
+    layers: the cache: keys [B, G, Dh, S] and values [B, G, S, Dh] of each layer.
     turn: [B, S], each position's place in the drawn order.
     interval: [B, S], each position's set in the drawn order.
     prompt_length: [B], position of the first token that was not given.
@@ -62,8 +63,7 @@ class DecodeState(flax.struct.PyTreeNode):
   confidence: Float[Array, "B S"]
   waiting: Bool[Array, "B S"]
   cached: Bool[Array, "B S"]
-  k: Float[Array, "N B G S Dh"]
-  v: Float[Array, "N B G S Dh"]
+  layers: Layers
   turn: Int[Array, "B S"]
   interval: Int[Array, "B S"]
   prompt_length: Int[Array, " B"]

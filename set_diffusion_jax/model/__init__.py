@@ -9,11 +9,11 @@ from jax.sharding import NamedSharding
 
 from set_diffusion_jax.config import ModelConfig
 from set_diffusion_jax.index import clean_stream
-from set_diffusion_jax.model.attention import Cache
+from set_diffusion_jax.model.attention import Cache, Layers
 from set_diffusion_jax.model.transformer import Transformer
 from set_diffusion_jax.order import left_to_right
 
-__all__ = ["Cache", "Network", "build_network"]
+__all__ = ["Cache", "Layers", "Network", "build_network"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +28,15 @@ class Network:
     tokens = jnp.zeros((1, 2), jnp.int32)
     index = clean_stream(left_to_right(1, 2), jnp.ones((1, 2), bool), reach=1)
     return self.module.init(key, tokens, index)["params"]
+
+  def by_layer(self, params: dict) -> dict:
+    """Parameters as `hidden` takes them with a cache: each layer on its own.
+
+    Taken apart before a decoding loop, they are not copied in each of its steps.
+    """
+    layers = range(self.module.config.layers)
+    one = lambda i: jax.tree.map(lambda x: x[i], params["blocks"])
+    return {**params, "blocks": {str(i): one(i) for i in layers}}
 
   def hidden(self, params, tokens, index, cache=None, dropout_keys=None):
     """See `Transformer.hidden`."""

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from set_diffusion_jax.index import KeyIntervals, TokenIndex, attends, key_intervals
-from set_diffusion_jax.model.layers import precision
+from set_diffusion_jax.model.layers import Turns, precision
 
 # Queries that are scored at once, and the most bands of keys that they are scored by.
 PIECE, BANDS = 128, 8
@@ -21,27 +21,33 @@ PIECE, BANDS = 128, 8
 EXCLUDED = -1e30
 
 
+Layers = list[tuple[Float[Array, "B G Dh K"], Float[Array, "B G K Dh"]]]
+
+
 @flax.struct.dataclass
 class Cache:
   """Keys and values of clean tokens, in any memory order.
 
   Attributes:
-    k: [N, B, G, K, Dh] of all layers, rotated.
-    v: the same shape.
-    index: of the K slots, all clean; `valid` says which hold a token.
+    layers: of each layer the keys, rotated, [B, G, Dh, K], and values [B, G, K, Dh].
+    index: of the K slots, all clean, once those that are fed clean are among them.
+    place: which of the K slots each of these gets; K for one that gets none.
   """
 
-  k: Float[Array, "N B G K Dh"]
-  v: Float[Array, "N B G K Dh"]
+  layers: Layers
   index: TokenIndex
+  place: Int[Array, "B C"]
 
 
 class Shared(NamedTuple):
-  """What all layers are given alike: the index, rotary angles, adaLN's condition."""
+  """What all layers are given alike: the index, rotary turns, adaLN's condition.
+
+  Of a cache only what is not a layer's own.
+  """
 
   index: TokenIndex
-  angles: Float[Array, "B 1 T half"]
-  cache_index: TokenIndex | None
+  turns: Turns
+  cache: Cache | None
   condition: Float[Array, " C"] | None
 
 
@@ -50,7 +56,6 @@ def attention(
   k: Float[Array, "B G T Dh"],
   v: Float[Array, "B G T Dh"],
   shared: Shared,
-  cached: tuple[Array, Array] | None,
 ) -> Float[Array, "B H T Dh"]:
   """The mixture softmax(q k^T / sqrt(Dh)) v under `attends`, softmax in float32.
 
@@ -58,21 +63,84 @@ def attention(
     q: queries of the T slots, rotated.
     k: their keys, rotated; each of the G heads serves H / G heads of queries.
     v: their values.
-    shared: `index` of the T slots; without a cache they are in generation order.
-    cached: keys and values [B, G, K, Dh] of earlier clean tokens, seen as well.
+    shared: `index` of the T slots, in generation order.
   """
-  q = q * q.shape[-1] ** -0.5
-  spread = lambda x: jnp.repeat(x.astype(q.dtype), q.shape[1] // x.shape[1], axis=1)
-  k, v, index = spread(k), spread(v), shared.index
-  if cached is None:
-    return _interval_attention(q, k, v, index, key_intervals(index))
-  # Few queries against a cache in any order: the predicate itself.
-  old_k, old_v = map(spread, cached)
-  scores = [
-    _scores(q, old_k, attends(index, shared.cache_index)),
-    _scores(q, k, attends(index, index)),
-  ]
-  return _mix(scores, [old_v, v], q.dtype)[0]
+  q, index = q * q.shape[-1] ** -0.5, shared.index
+  return _interval_attention(
+    q, _spread(k, q), _spread(v, q), index, key_intervals(index)
+  )
+
+
+def cached_attention(
+  q: Float[Array, "B H T Dh"],
+  k: Float[Array, "B G T Dh"],
+  v: Float[Array, "B G T Dh"],
+  shared: Shared,
+  cached: tuple[Float[Array, "B G Dh K"], Float[Array, "B G K Dh"]],
+) -> tuple[Float[Array, "B H T Dh"], tuple[Array, Array]]:
+  """The same over a cache too, which the clean slots enter before anything is read.
+
+  Few queries and keys in any order: the predicate itself. The queries of the H / G
+  heads that share keys are scored together.
+
+  Args:
+    q: queries of the T slots, rotated.
+    k: their keys, rotated.
+    v: their values.
+    shared: `index` of the T slots, and the cache's index and places.
+    cached: keys and values.
+
+  Returns:
+    The mixture, and the cache with what entered it.
+  """
+  index, cache, clean = shared.index, shared.cache, shared.index.clean
+  together = q.shape[1] // k.shape[1]
+  queries = (q * q.shape[-1] ** -0.5).reshape(*k.shape[:2], -1, q.shape[-1])
+  keys = _enter_keys(cached[0], k[:, :, :clean], cache.place)
+  values = _enter_values(cached[1], v[:, :, :clean], cache.place)
+
+  def scores(keys, key_index):
+    seen = jnp.tile(attends(index, key_index), (1, together, 1))[:, None]
+    found = _product("bgqd,bgdk->bgqk", queries, keys.astype(q.dtype))
+    return jnp.where(seen, found, EXCLUDED)
+
+  parts = [(scores(keys, cache.index), values.astype(q.dtype))]
+  if clean < index.slots:
+    own = jnp.swapaxes(k[:, :, clean:], 2, 3)
+    parts.append((scores(own, index.from_slot(clean)), v[:, :, clean:]))
+  mixed = _mix(*zip(*parts, strict=True), q.dtype)[0]
+  return mixed.reshape(q.shape), (keys, values)
+
+
+def _enter_keys(cached, new: Float[Array, "B G C Dh"], place: Int[Array, "B C"]):
+  """The cached keys [B, G, Dh, K] with new ones in their places."""
+  row, place, new = _updates(cached, new, place)
+  return cached.at[row, :, :, place].set(new, mode="drop", unique_indices=True)
+
+
+def _enter_values(cached, new: Float[Array, "B G C Dh"], place: Int[Array, "B C"]):
+  """The cached values [B, G, K, Dh] with new ones in their places."""
+  row, place, new = _updates(cached, new, place)
+  return cached.at[row, :, place].set(new, mode="drop", unique_indices=True)
+
+
+def _updates(cached, new, place):
+  """Rows, places and values of one scatter into the cache, which copies nothing.
+
+  Mapped over rows, the compiler would transpose the whole cache there and back; read
+  before it is written, it would be copied; and so it is where a single slot is written,
+  which is why there is always a second one, that is dropped.
+  """
+  nowhere = jnp.full_like(place[:, :1], jnp.iinfo(place.dtype).max)
+  place = jnp.concatenate([place, nowhere], axis=-1)
+  new = jnp.moveaxis(new, 2, 1).astype(cached.dtype)
+  new = jnp.concatenate([new, jnp.zeros_like(new[:, :1])], axis=1)
+  return jnp.arange(place.shape[0])[:, None], place, new
+
+
+def _spread(x: Array, q: Array) -> Array:
+  """G heads of keys or values for H heads of queries."""
+  return jnp.repeat(x.astype(q.dtype), q.shape[1] // x.shape[1], axis=1)
 
 
 def _scores(q, k, seen: Bool[Array, "B P K"]) -> Float[Array, "B H P K"]:

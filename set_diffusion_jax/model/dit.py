@@ -6,7 +6,7 @@ from jax.sharding import NamedSharding
 from jaxtyping import Array, Float, Key
 
 from set_diffusion_jax.config import ModelConfig
-from set_diffusion_jax.model.attention import Shared, attention
+from set_diffusion_jax.model.attention import Shared, attention, cached_attention
 from set_diffusion_jax.model.layers import (
   LayerNorm,
   Linear,
@@ -70,7 +70,7 @@ class DiTBlock(nn.Module):
     keys: Key[Array, " B"] | None,
     shared: Shared,
   ):
-    """Returns h and, with cached keys and values, those of the T slots."""
+    """Returns h, and the cached keys and values with those that were fed clean."""
     c = self.config
     size = c.head_width
     residual = 1 / (2 * c.layers)  # the variance of h does not grow with depth
@@ -85,8 +85,12 @@ class DiTBlock(nn.Module):
     shape = (3, c.heads, size)
     qkv = Linear((c.width,), shape, bias=False, name="qkv")(x)
     q, k, v = jnp.moveaxis(qkv, (2, 3), (0, 2))  # [3, B, H, T, Dh]
-    q, k = rotate(q, shared.angles), rotate(k, shared.angles)
-    x = jnp.moveaxis(attention(q, k, v, shared, cached), 1, 2)  # [B, T, H, Dh]
+    q, k = rotate(q, shared.turns), rotate(k, shared.turns)
+    if cached is None:
+      x = attention(q, k, v, shared)
+    else:
+      x, cached = cached_attention(q, k, v, shared, cached)
+    x = jnp.moveaxis(x, 1, 2)  # [B, T, H, Dh]
     x = Linear((c.heads, size), (c.width,), bias=False, scale=residual, name="out")(x)
     h += _gated(dropout(x, key_1, c.dropout), gate_1)
 
@@ -94,7 +98,7 @@ class DiTBlock(nn.Module):
     x = gelu(Linear((c.width,), (c.ffn,), name="up")(x))
     x = Linear((c.ffn,), (c.width,), scale=residual, name="down")(x)
     h += _gated(dropout(x, key_2, c.dropout), gate_2)
-    return h, None if cached is None else (k, v)
+    return h, cached
 
 
 def _gated(x: Array, gate: Array | None) -> Array:

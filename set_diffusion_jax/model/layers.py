@@ -118,20 +118,20 @@ class RMSNorm(nn.Module):
     return (y * trailing(scale, y)).astype(x.dtype)
 
 
-def rotary_angles(
-  position: Int[Array, "B T"], head_size: int, base: float
-) -> Float[Array, "B 1 T half"]:
-  """Angles position * base^(-2i / Dh), i = 0 .. Dh/2 - 1, for [B, H, T, Dh] arrays."""
+Turns = tuple[Float[Array, "B 1 T half"], Float[Array, "B 1 T half"]]
+
+
+def rotary_turns(position: Int[Array, "B T"], head_size: int, base: float) -> Turns:
+  """Cosines and sines of position * base^(-2i / Dh), i = 0 .. Dh/2 - 1."""
   exponent = jnp.arange(0, head_size, 2, dtype=jnp.float32) / head_size
   position = position[:, None, :, None].astype(jnp.float32)
-  return position * trailing(base**-exponent, position)
+  angles = position * trailing(base**-exponent, position)
+  return jnp.cos(angles), jnp.sin(angles)
 
 
-def rotate(
-  x: Float[Array, "B H T Dh"], angles: Float[Array, "B 1 T half"]
-) -> Float[Array, "B H T Dh"]:
+def rotate(x: Float[Array, "B H T Dh"], turns: Turns) -> Float[Array, "B H T Dh"]:
   """Rotary embedding: rotates the pairs (x_i, x_(i + Dh/2)) by their angles."""
-  cos, sin = jnp.cos(angles), jnp.sin(angles)
+  cos, sin = turns
   first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
   rotated = [first * cos - second * sin, second * cos + first * sin]
   return jnp.concatenate(rotated, axis=-1).astype(x.dtype)

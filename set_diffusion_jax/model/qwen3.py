@@ -6,7 +6,7 @@ from jax.sharding import NamedSharding
 from jaxtyping import Array, Float, Key
 
 from set_diffusion_jax.config import ModelConfig
-from set_diffusion_jax.model.attention import Shared, attention
+from set_diffusion_jax.model.attention import Shared, attention, cached_attention
 from set_diffusion_jax.model.layers import Linear, RMSNorm, by_row, dropout, rotate
 from set_diffusion_jax.rng import split_rows
 
@@ -25,7 +25,7 @@ class Qwen3Block(nn.Module):
     keys: Key[Array, " B"] | None,
     shared: Shared,
   ):
-    """Returns h and, with cached keys and values, those of the T slots."""
+    """Returns h, and the cached keys and values with those that were fed clean."""
     c = self.config
     width, size, residual = (c.width,), c.head_width, 1 / (2 * c.layers)
     key_1, key_2 = (None, None) if keys is None else split_rows(keys)
@@ -35,14 +35,18 @@ class Qwen3Block(nn.Module):
       return jnp.moveaxis(Linear(width, (count, size), bias=False, name=name)(x), 1, 2)
 
     def normed(x, name: str):
-      return rotate(RMSNorm(c.norm_epsilon, name=name)(x), shared.angles)
+      return rotate(RMSNorm(c.norm_epsilon, name=name)(x), shared.turns)
 
     h = by_row(h, self.rows)
     x = RMSNorm(c.norm_epsilon, name="norm_attention")(h)
     q = normed(heads(x, c.heads, "q"), "q_norm")
     k = normed(heads(x, c.key_heads, "k"), "k_norm")
     v = heads(x, c.key_heads, "v")
-    x = jnp.moveaxis(attention(q, k, v, shared, cached), 1, 2)  # [B, T, H, Dh]
+    if cached is None:
+      x = attention(q, k, v, shared)
+    else:
+      x, cached = cached_attention(q, k, v, shared, cached)
+    x = jnp.moveaxis(x, 1, 2)  # [B, T, H, Dh]
     x = Linear((c.heads, size), width, bias=False, scale=residual, name="out")(x)
     h += dropout(x, key_1, c.dropout)
 
@@ -51,4 +55,4 @@ class Qwen3Block(nn.Module):
     x = gate * Linear(width, (c.ffn,), bias=False, name="up")(x)
     x = Linear((c.ffn,), width, bias=False, scale=residual, name="down")(x)
     h += dropout(x, key_2, c.dropout)
-    return h, None if cached is None else (k, v)
+    return h, cached

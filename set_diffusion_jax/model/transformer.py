@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from set_diffusion_jax.config import ModelConfig
 from set_diffusion_jax.index import TokenIndex
-from set_diffusion_jax.model.attention import Cache, Shared
+from set_diffusion_jax.model.attention import Cache, Layers, Shared
 from set_diffusion_jax.model.dit import Condition, DiTBlock, Modulation, modulate
 from set_diffusion_jax.model.layers import (
   LayerNorm,
@@ -19,9 +19,11 @@ from set_diffusion_jax.model.layers import (
   RMSNorm,
   by_row,
   precision,
-  rotary_angles,
+  rotary_turns,
 )
 from set_diffusion_jax.model.qwen3 import Qwen3Block
+
+_BLOCKS = {"dit": DiTBlock, "qwen3": Qwen3Block}
 
 
 class Transformer(nn.Module):
@@ -39,7 +41,7 @@ class Transformer(nn.Module):
     c = self.config
     init = nn.initializers.normal(0.02)
     self.embedding = self.param("embedding", init, (self.vocab_size, c.width))
-    block = {"dit": DiTBlock, "qwen3": Qwen3Block}[c.backbone]
+    block = _BLOCKS[c.backbone]
     if c.remat == "layer":
       block = nn.remat(block, prevent_cse=False)
     self.blocks = nn.scan(
@@ -70,28 +72,39 @@ class Transformer(nn.Module):
     Args:
       tokens: ids, in memory order.
       index: of the T slots.
-      cache: earlier clean tokens that the T slots may see as well.
+      cache: clean tokens that the T slots may see as well, earlier ones and those fed;
+        the parameters must be `by_layer` then.
       dropout_keys: one a row, or None for no dropout.
 
     Returns:
-      h [B, T, D] before the final norm, and with a cache the rotated keys and the
-      values of the T slots, each [N, B, G, T, Dh]; without one, None.
+      h [B, T, D] before the final norm, and the layers of the cache with what was fed
+      clean in them; None without a cache.
     """
     c = self.config
     h = self.embedding[tokens].astype(c.dtype)
-    angles = rotary_angles(index.position, c.head_width, c.rotary_base)
+    turns = rotary_turns(index.position, c.head_width, c.rotary_base)
     keys = None
     if dropout_keys is not None:
       layers = jnp.arange(c.layers)
       fold = jax.vmap(jax.vmap(jax.random.fold_in, (0, None)), (None, 0))
       keys = fold(dropout_keys, layers)
     condition = self.condition() if c.adaln else None
-    cached, cache_index = None, None
-    if cache is not None:
-      cached, cache_index = (cache.k, cache.v), cache.index
-    shared = Shared(index, angles, cache_index, condition)
-    h, new = self.blocks(h, cached, keys, shared)
-    return by_row(h, self.rows), new
+    if cache is None:
+      shared = Shared(index, turns, None, condition)
+      h, layers = self.blocks(h, None, keys, shared)
+    else:
+      shared = Shared(index, turns, cache.replace(layers=[]), condition)
+      h, layers = self._with_cache(h, cache.layers, shared)
+    return by_row(h, self.rows), layers
+
+  def _with_cache(self, h, cached: Layers, shared: Shared):
+    """The blocks one by one: a scan would copy each layer's weights and cache first."""
+    block = _BLOCKS[self.config.backbone](self.config, self.rows, parent=None)
+    params, layers = self.blocks.variables["params"], []
+    for i, layer in enumerate(cached):
+      h, layer = block.apply({"params": params[str(i)]}, h, layer, None, shared)
+      layers.append(layer)
+    return h, layers
 
   def unembed(self, h: Float[Array, "B P D"]) -> Float[Array, "B P V"]:
     """Logits in the compute dtype; [MASK] is not suppressed here."""
