@@ -70,7 +70,12 @@ class Model:
     windows = "side by side"
     if c.evaluate.stride:
       windows = f"{c.evaluate.stride} tokens apart"
-    wrapped = f"wrapped to {c.data.length}, windows {windows}"
+    cut = {
+      "wrapped": f"wrapped to {c.data.length}, windows {windows}",
+      "sentence": f"a document a sequence, cut off at {c.data.length}",
+      "prompt": "a record a sequence, its prompt not counted, prompt and target each "
+      f"cut off at {c.data.length // 2}",
+    }
     special = (
       "BOS before each sequence, not counted" if c.data.bos else None,
       "no BOS: the first token of each sequence is given and not counted"
@@ -79,6 +84,7 @@ class Model:
       {
         "documents": "EOS after each document, counted",
         "sequences": "EOS after each sequence, counted",
+        "both": "EOS after each document and each sequence, counted",
         "none": None,
       }[c.data.eos],
     )
@@ -93,9 +99,7 @@ class Model:
       "detokenizer_sha256": detokenizer_digest(c.data.detokenizer),
       "tokenizer": self.tokenizer.name,
       "vocabulary": self.tokenizer.vocabulary.size,
-      "cut": wrapped
-      if c.data.cut == "wrapped"
-      else f"a document a sequence, cut off at {c.data.length}",
+      "cut": cut[c.data.cut],
       "special_tokens": "; ".join(filter(None, special)) or "none",
       "denominator": "counted tokens of the data set",
       "draws": c.evaluate.draws,

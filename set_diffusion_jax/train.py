@@ -156,7 +156,7 @@ class Run:
     sharding.check_batch(
       "train.batch_size", config.train.batch_size, mesh, config.train.accumulate
     )
-    corpus = data.load(config.data)
+    corpus = data.load(config.data, jax.process_count())
     vocabulary = corpus.tokenizer.vocabulary
     rows = sharding.activation_sharding(mesh)
     network = build_network(config.model, vocabulary.size, rows)

@@ -118,7 +118,7 @@ def test_each_epoch_is_a_new_permutation():
   blocks = some_blocks(12)
   rows = np.concatenate(take(data.training_iterator(blocks, 4, 0, 0, 1), 6))[:, 1]
   first, second = rows[:12], rows[12:]
-  assert sorted(first) == sorted(second) == sorted(blocks.ids[::4])
+  assert sorted(first) == sorted(second) == sorted(blocks.text.ids[::4])
   assert list(first) != list(second)
   other_seed = np.concatenate(take(data.training_iterator(blocks, 4, 1, 0, 1), 3))
   assert list(other_seed[:, 1]) != list(first)
@@ -146,7 +146,7 @@ def test_evaluation_takes_each_row_once(rows, batch_size, limit):
     assert batch["tokens"].shape == sizes.shape == (batch_size, 5)
     counted = batch["valid"].any(-1)
     seen.extend(zip(numbers[counted], batch["tokens"][counted, 1], strict=True))
-  assert seen == list(enumerate(blocks.ids[: 4 * limit : 4]))
+  assert seen == list(enumerate(blocks.text.ids[: 4 * limit : 4]))
 
 
 def test_embedded_text():

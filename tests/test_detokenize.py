@@ -62,7 +62,7 @@ def test_where_a_corpus_comes_from(tmp_path):
   (tmp_path / "ptb.jsonl").write_text(json.dumps(record))
   config = zero_shot_data("ptb", trained, tmp_path)
   blocks = data.load_validation(config, data.ByteTokenizer())
-  assert bytes(blocks.ids.tolist()) == b"mr. ? of 1 companies"
+  assert bytes(blocks.text.ids.tolist()) == b"mr. ? of 1 companies"
 
 
 def test_a_corpus_shorter_than_the_window_is_an_error(tmp_path):

@@ -43,6 +43,7 @@ def make_parser() -> argparse.ArgumentParser:
   train.add_argument("--workdir", required=True, type=pathlib.Path)
   train.epilog = _CONFIG_HELP
 
+  _prepare(verb("prepare", "Tokenize a corpus once, for training that reads it fast."))
   _evaluate(verb("evaluate", "Held-out likelihood of a checkpoint."))
   sample = verb("sample", "Continue texts with a checkpoint.")
   sample.add_argument("--prompt", action="append", help="may be given several times")
@@ -58,6 +59,32 @@ def make_parser() -> argparse.ArgumentParser:
   _convert(verb("convert", "Convert a checkpoint to the other side: Orbax, PyTorch."))
   _inspect(verb("inspect", "What a checkpoint holds, or who sees whom for a method."))
   return parser
+
+
+def _prepare(parser: argparse.ArgumentParser) -> None:
+  parser.add_argument(
+    "--output", type=pathlib.Path, metavar="DIR", help="a new directory, or to go on in"
+  )
+  parser.add_argument(
+    "--text", action="store_true", help="keep text, for data.streaming, not tokens"
+  )
+  parser.add_argument(
+    "--workers", type=int, help="processes that tokenize; default: one a CPU"
+  )
+  parser.add_argument(
+    "--shard-size", type=float, default=32, metavar="MB", help="of text; default: 32"
+  )
+  parser.add_argument(
+    "--check",
+    type=pathlib.Path,
+    metavar="DIR",
+    help="instead: compare the SHA-256 of all files of a prepared directory",
+  )
+  parser.epilog = (
+    f"{_CONFIG_HELP} Then: set-diffusion train with the same --config and "
+    "--config.data.source=prepared --config.data.directory=DIR. An interrupted "
+    "preparation goes on with the same command."
+  )
 
 
 def _evaluate(parser: argparse.ArgumentParser) -> None:
@@ -111,6 +138,7 @@ def _inspect(parser: argparse.ArgumentParser) -> None:
     "checkpoint", nargs="?", type=pathlib.Path, help="any supported format"
   )
   parser.add_argument("--mask", action="store_true", help="draw the mask of --config")
+  parser.add_argument("--data", action="store_true", help="show a batch of --config")
   parser.add_argument("--length", type=int, default=16, help="positions to draw")
   parser.add_argument("--seed", type=int, default=0, help="of the drawn order")
   parser.add_argument(

@@ -39,6 +39,7 @@ def check(config) -> None:
   require = _Require(config)
   _check_fields(require)
   _check_model(require, config.model)
+  _check_data(require, config.data)
   _check_method(require, config.method, config.data, config.corruption)
   _check_training(require, config)
 
@@ -121,21 +122,39 @@ def _check_model(require: _Require, model: ModelConfig) -> None:
   require(model.rotary_base > 1, "model.rotary_base", "above 1")
 
 
+def _check_data(require: _Require, data: DataConfig) -> None:
+  special = int(data.bos) + int(data.ends_sequences)
+  require(data.length >= 1 + max(1, special), "data.length", "more than BOS and EOS")
+  require(0 < data.validation_fraction < 1, "data.validation_fraction", "in (0, 1)")
+  count = data.validation_documents
+  require(count is None or count >= 1, "data.validation_documents", "at least 1")
+  files = data.train_path is not None or data.validation_path is not None
+  if data.source in ("text", "lines", "jsonl"):
+    require(files, "data.train_path", f"set when data.source={data.source}")
+  if data.source == "tfds":
+    require(data.name is not None, "data.name", "set when data.source=tfds")
+  if data.source == "prepared":
+    require(data.directory is not None, "data.directory", "where `prepare` wrote to")
+  if data.cut == "prompt":
+    records = data.source in ("jsonl", "tfds", "prepared")
+    require(records, "data.source", "one of jsonl, tfds, prepared for data.cut=prompt")
+    require(data.prompt_field is not None, "data.prompt_field", "set for cut=prompt")
+    require(not data.ends_sequences, "data.eos", "documents or none for cut=prompt")
+    require(data.length >= 4, "data.length", "at least 4 for cut=prompt")
+  else:
+    for name in ("prompt_field", "prompt_prefix", "target_prefix"):
+      require(not getattr(data, name), f"data.{name}", "set for data.cut=prompt only")
+  if data.streaming:
+    require(data.source in ("prepared", "tfds"), "data.source", "prepared or tfds")
+    require(data.cut == "wrapped", "data.cut", "wrapped for data.streaming")
+
+
 def _check_method(
   require: _Require,
   method: MethodConfig,
   data: DataConfig,
   corruption: CorruptionConfig,
 ) -> None:
-  special = int(data.bos) + int(data.eos == "sequences")
-  require(data.length >= 1 + max(1, special), "data.length", "more than BOS and EOS")
-  require(0 < data.validation_fraction < 1, "data.validation_fraction", "in (0, 1)")
-  files = data.train_path is not None or data.validation_path is not None
-  if data.source in ("text", "lines", "jsonl"):
-    require(files, "data.train_path", f"set when data.source={data.source}")
-  if data.source == "tfds":
-    require(data.name is not None, "data.name", "set when data.source=tfds")
-
   require(method.block_size >= 1, "method.block_size", "at least 1")
   require(
     method.name != "block" or data.length % method.block_size == 0,
@@ -225,9 +244,9 @@ def _check_evaluation(require: _Require, config) -> None:
     known = evaluate.order == "left_to_right" or file
     also = "" if config.method.name == "ar" else " or a .npy file"
     require(known, "evaluate.order", f'"drawn" or "left_to_right"{also}')
-  width = data.length - int(data.bos) - int(data.eos == "sequences")
+  width = data.length - int(data.bos) - int(data.ends_sequences)
   if evaluate.stride is not None:
     fits = 1 <= evaluate.stride <= width
     require(fits, "evaluate.stride", f"from 1 to the window's {width} tokens")
     wrapped = data.cut == "wrapped"
-    require(wrapped, "evaluate.stride", "null where data.cut=sentence")
+    require(wrapped, "evaluate.stride", f"null where data.cut={data.cut}")

@@ -11,10 +11,12 @@ PREDICTIONS = ("all", "active")
 DTYPES = ("float32", "bfloat16")
 DENOMINATORS = ("tokens", "masked", "sequences", "masked_sequences")
 LEARNING_RATES = ("constant", "cosine")
-SOURCES = ("embedded", "text", "lines", "jsonl", "tfds", "none")
-CUTS = ("wrapped", "sentence")
-ENDS = ("documents", "sequences", "none")
-DETOKENIZERS = ("none", "wikitext", "ptb", "lm1b", "lambada", "scientific_papers")
+SOURCES = ("embedded", "text", "lines", "jsonl", "tfds", "prepared", "none")
+CUTS = ("wrapped", "sentence", "prompt")
+ENDS = ("documents", "sequences", "both", "none")
+DETOKENIZERS = (
+  "none", "wikitext", "ptb", "lm1b", "lambada", "scientific_papers", "gsm8k",
+)  # fmt: skip
 COMPATS = ("none", "setdlms")
 COMMITS = ("order", "confidence", "margin", "posterior")
 CANDIDATES = ("window", "order")
@@ -140,28 +142,44 @@ class DataConfig:
 
   source: embedded, Python's own manual; text, files of one document each; lines, files
   of one document a line; jsonl, of one JSON object a line; tfds, a TensorFlow data set
-  prepared in `directory`; none, where weights came without their text. Files may be
-  gzipped.
+  prepared in `directory`; prepared, what `set-diffusion prepare` wrote to `directory`;
+  none, where weights came without their text. Files may be gzipped.
 
   cut: wrapped, documents are joined and cut; sentence, each document is a sequence of
-  its own, cut off at `length` and padded.
+  its own, cut off at `length` and padded; prompt, each record is one: a prompt, which
+  is context, then a target. The first length // 2 tokens of either are kept.
   """
 
   source: str = "embedded"
   train_path: str | None = None  # of files: a path, or a pattern such as dir/*.txt
-  validation_path: str | None = None  # None: hold out a part of train_path
-  validation_fraction: float = 0.1
+  validation_path: str | None = None  # None: hold out the end of train_path
+  validation_fraction: float = 0.1  # of its characters; for cut=prompt of its records
+  validation_documents: int | None = None  # or so many of its documents
   field: str = "text"  # jsonl, tfds: where a record's text is; "a,b" joins two
+  prompt_field: str | None = None  # cut=prompt: where its prompt is
+  prompt_prefix: str = ""  # cut=prompt: stands before each prompt
+  target_prefix: str = ""  # cut=prompt: stands before each target
   name: str | None = None  # tfds: the data set, such as lm1b or scientific_papers/arxiv
-  directory: str | None = None  # tfds: where it was prepared; None: TFDS's own choice
+  directory: str | None = None  # tfds: None: TFDS's own choice; prepared: where it is
   train_split: str = "train"  # tfds
   validation_split: str = "test"  # tfds
   detokenizer: str = "none"  # undoes the markup of a published corpus
-  tokenizer: str = "byte"  # or the path of a tokenizer.json
+  tokenizer: str = "byte"  # or a tokenizer.json or *.model; prepared: has its own
+  streaming: bool = False  # tokenize while training: prepared as text, or tfds
   cut: str = "wrapped"
   length: int = 256  # tokens of a sequence, its BOS included
   bos: bool = True  # each sequence starts with BOS, as context that is not counted
-  eos: str = "documents"  # what ends with EOS, which is counted: or "sequences", "none"
+  eos: str = "documents"  # end with EOS, which counts: or "sequences", "both", "none"
+
+  @property
+  def ends_documents(self) -> bool:
+    """Whether each document ends with EOS."""
+    return self.eos in ("documents", "both")
+
+  @property
+  def ends_sequences(self) -> bool:
+    """Whether each sequence ends with EOS."""
+    return self.eos in ("sequences", "both")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,17 +1,18 @@
 """Text in, batches out: sources, tokenizers, blocks and iterators. No jax here."""
 
+from set_diffusion_jax.data.blocks import Blocks, Examples, Frame
 from set_diffusion_jax.data.pipeline import (
-  Blocks,
   Corpus,
-  Examples,
-  Frame,
-  Tokens,
   evaluation_batches,
   load,
   load_validation,
   training_iterator,
 )
+from set_diffusion_jax.data.preparation import prepare
+from set_diffusion_jax.data.prepared import Prepared
 from set_diffusion_jax.data.sources import hold_out_end
+from set_diffusion_jax.data.stream import Stream
+from set_diffusion_jax.data.text import Text, Tokens
 from set_diffusion_jax.data.tokenizer import (
   ByteTokenizer,
   IdTokenizer,
@@ -32,6 +33,9 @@ __all__ = [
   "Frame",
   "IdTokenizer",
   "JsonTokenizer",
+  "Prepared",
+  "Stream",
+  "Text",
   "Tokenizer",
   "Tokens",
   "Vocabulary",
@@ -40,6 +44,7 @@ __all__ = [
   "load",
   "load_tokenizer",
   "load_validation",
+  "prepare",
   "restore_tokenizer",
   "train_bpe",
   "training_iterator",

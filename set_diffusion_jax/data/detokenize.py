@@ -107,6 +107,9 @@ _LAMBADA = (
   Rule(r"\A", "\n", True),
 )
 
+# The final answer of a GSM8K solution, "#### 72", as the papers have models write it.
+_GSM8K = (Rule(r"(?m)^####\s*(\d+)\s*$", r"$\\boxed{\1}$", True),)
+
 RULES: dict[str, tuple[Rule, ...]] = {
   "none": (),
   "wikitext": _WIKITEXT,
@@ -114,6 +117,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
   "lm1b": (_STRIP, *_LM1B),
   "lambada": _LAMBADA,
   "scientific_papers": (*_WIKITEXT, *_LM1B),
+  "gsm8k": _GSM8K,
 }
 
 

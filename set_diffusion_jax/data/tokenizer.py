@@ -28,6 +28,7 @@ class ByteTokenizer:
 
   name = "byte"
   vocabulary = Vocabulary(size=260, bos=256, eos=257, pad=258, mask=259)
+  file = None
 
   def encode(self, text: str) -> np.ndarray:
     """Ids of a text, int32."""
@@ -112,16 +113,11 @@ class JsonTokenizer:
     that the bytes of a text's tokens add up to those of the text, whatever the
     tokenizer drops or rewrites.
     """
-    texts = list(texts)
-    found = self._tokenizer.encode_batch(texts, add_special_tokens=False)
-    for text, encoding in zip(texts, found, strict=True):
-      points = np.frombuffer(text.encode("utf-32-le"), np.uint32)
-      width = 1 + (points > 0x7F) + (points > 0x7FF) + (points > 0xFFFF)
-      byte = np.concatenate([[0], np.cumsum(width)])
-      starts = byte[[start for start, _ in encoding.offsets]]
-      edges = np.maximum.accumulate(np.append(starts, byte[-1]))
-      edges[:1] = 0
-      yield np.asarray(encoding.ids, np.int32), np.diff(edges).astype(np.int32)
+    for batch in _batches(texts):
+      found = self._tokenizer.encode_batch(batch, add_special_tokens=False)
+      for text, encoding in zip(batch, found, strict=True):
+        starts = [start for start, _ in encoding.offsets]
+        yield np.asarray(encoding.ids, np.int32), _bytes_of(text, starts)
 
   def decode(self, ids: np.ndarray, mask: str = "\N{LOW LINE}") -> str:
     """Text of ids. Special ids vanish, but [MASK] shows as `mask`."""
@@ -130,6 +126,11 @@ class JsonTokenizer:
       self._tokenizer.decode(chunk[chunk < size].tolist())
       for chunk in _between(ids, self.vocabulary.mask)
     )
+
+  @property
+  def file(self) -> tuple[str, bytes]:
+    """Name and content of the file that it is."""
+    return "tokenizer.json", self.text.encode()
 
   def describe(self) -> dict:
     """What a checkpoint stores; see `restore_tokenizer`."""
@@ -145,6 +146,7 @@ class IdTokenizer:
   """Ids without a text: for weights that came without their tokenizer."""
 
   name = "ids"
+  file = None
 
   def __init__(self, vocabulary: Vocabulary):
     self.vocabulary = vocabulary
@@ -171,6 +173,29 @@ class IdTokenizer:
 
 
 Tokenizer = ByteTokenizer | JsonTokenizer | IdTokenizer
+
+
+def _batches(texts: Iterable[str], characters: int = 2**20) -> Iterator[list[str]]:
+  """Texts in lists of about so many characters."""
+  batch, size = [], 0
+  for text in texts:
+    batch.append(text)
+    size += len(text)
+    if size >= characters:
+      yield batch
+      batch, size = [], 0
+  if batch:
+    yield batch
+
+
+def _bytes_of(text: str, starts: list[int]) -> np.ndarray:
+  """Bytes of a text from the start of each token, in characters, to the next one."""
+  points = np.frombuffer(text.encode("utf-32-le"), np.uint32)
+  width = 1 + (points > 0x7F) + (points > 0x7FF) + (points > 0xFFFF)
+  byte = np.concatenate([[0], np.cumsum(width)])
+  edges = np.maximum.accumulate(np.append(byte[starts], byte[-1]))
+  edges[:1] = 0
+  return np.diff(edges).astype(np.int32)
 
 
 def _between(ids: np.ndarray, special: int) -> Iterator[np.ndarray]:

@@ -76,6 +76,10 @@ def zero_shot_data(
     eos="sequences",
     train_path=None,
     validation_path=None,
+    prompt_field=None,
+    prompt_prefix="",
+    target_prefix="",
+    streaming=False,
   )
   for suffix, source in (("txt", "lines"), ("jsonl", "jsonl")):
     for path in (f"{name}.{suffix}", f"{name}.{suffix}.gz"):

@@ -273,7 +273,8 @@ def unigram_bits_per_byte(corpus: data.Corpus) -> float:
   any model of text has to beat.
   """
   size = corpus.tokenizer.vocabulary.size
-  train = np.bincount(corpus.train.ids, minlength=size) + 1
-  held_out = np.bincount(corpus.validation.ids, minlength=size)
-  bits = -(held_out * np.log2(train / train.sum())).sum()
-  return float(bits / corpus.validation.bytes.sum())
+  train, _ = corpus.train.text.read(0, corpus.train.text.tokens)
+  held_out, sizes = corpus.validation.text.read(0, corpus.validation.text.tokens)
+  train = np.bincount(train, minlength=size) + 1
+  bits = -(np.bincount(held_out, minlength=size) * np.log2(train / train.sum())).sum()
+  return float(bits / sizes.sum())

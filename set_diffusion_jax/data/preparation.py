@@ -1,0 +1,376 @@
+"""`prepare`: a corpus is tokenized once, into a directory of array_record shards.
+
+One process reads documents in order and groups them into shards by their size; others
+tokenize and write one shard each. What a shard holds depends on the text and the
+settings alone, so that the result is the same however many processes there are and
+however often they are interrupted: a shard counts as done when its note is there, which
+is written last and says which text it was made from. See `prepared` for the format.
+"""
+
+import collections
+import concurrent.futures
+import functools
+import hashlib
+import json
+import multiprocessing
+import os
+import pathlib
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+from array_record.python.array_record_module import ArrayRecordWriter
+
+from set_diffusion_jax.config import DataConfig
+from set_diffusion_jax.data import prepared
+from set_diffusion_jax.data.sources import SIDES, Source, finished
+from set_diffusion_jax.data.tokenizer import load_tokenizer
+from set_diffusion_jax.errors import UserError
+
+SHARD = 32 * 2**20  # characters of text
+_OPTIONS = "group_size:1,uncompressed"  # what random access reads fastest
+# The fields of the configuration that decide what is stored.
+_FIELDS = """source train_path validation_path validation_fraction validation_documents
+field prompt_field prompt_prefix target_prefix name directory train_split
+validation_split detokenizer""".split()
+
+
+class Job(NamedTuple):
+  """One shard to be written.
+
+  Attributes:
+    folder: where to.
+    name: of the shard, such as train-00000.
+    documents: as they are stored in the source, UTF-8.
+    sha256: of the documents.
+    config: how they are finished.
+    tokenizer: for load_tokenizer; None: text is kept.
+  """
+
+  folder: pathlib.Path
+  name: str
+  documents: list[bytes]
+  sha256: str
+  config: DataConfig
+  tokenizer: str | None
+
+
+def prepare(
+  config: DataConfig,
+  output: pathlib.Path,
+  text: bool = False,
+  workers: int = 1,
+  shard: int = SHARD,
+  begin: Callable[[int], Callable[[int], None]] = lambda total: lambda count: None,
+) -> dict:
+  """Writes the corpus of a configuration to a directory; returns its manifest.
+
+  Goes on where it was interrupted. Both sides are written, as `Source` gives them.
+
+  Args:
+    config: says where the text is and which tokenizer is used.
+    output: a new directory, or one where the same preparation was interrupted.
+    text: keep the text as it is, for data.streaming, instead of tokens.
+    workers: processes that tokenize. With more than one, a script that calls this
+      needs `if __name__ == "__main__"`.
+    shard: characters of text of a shard, about.
+    begin: is told the number of documents; what it returns is told how many are done.
+
+  Raises:
+    UserError: the text cannot be read, or the directory not be written or is another's.
+  """
+  try:
+    return _prepare(config, output, text, workers, shard, begin)
+  except (OSError, RuntimeError) as error:  # array_record raises RuntimeError
+    reason = getattr(error, "strerror", None) or str(error).strip().splitlines()[0]
+    raise UserError(
+      f"--output={output}: {reason[:160]}; the same command goes on from here"
+    ) from None
+
+
+def _prepare(config, output, text, workers, shard, begin) -> dict:
+  source = Source(config)
+  tokenizer = None if text else load_tokenizer(config.tokenizer)
+  file = tokenizer.file if tokenizer else None
+  settings = {
+    "kind": "text" if text else "tokens",
+    **{name: getattr(config, name) for name in _FIELDS},
+    "prompts": config.cut == "prompt",
+    "shard": shard,
+    "record": prepared.RECORD,
+  }
+  if tokenizer:
+    settings["tokenizer"] = {
+      "is": prepared.tokenizer_identity(tokenizer),
+      "given": config.tokenizer,
+      "vocabulary": tokenizer.vocabulary.size,
+      "file": file[0] if file else None,
+    }
+  if (output / prepared.MANIFEST).exists():
+    found = prepared.Prepared.read(output).manifest
+    _compare(output, found["settings"], settings)
+    _tidy(output, found)
+    return found
+  advance = begin(sum(source.count(side) for side in SIDES))  # reads all: it is sound
+  _claim(output, settings)
+  name = None
+  if tokenizer:
+    name = "byte"
+    if file:
+      _publish(output / file[0], lambda path: path.write_bytes(file[1]))
+      name = str(output / file[0])
+  notes: dict[str, list[dict]] = {side: [] for side in SIDES}
+  jobs = (
+    Job(output, f"{side}-{number:05d}", documents, digest, config, name)
+    for side in SIDES
+    for number, (documents, digest) in enumerate(_groups(source, side, shard))
+  )
+  for job, note in _run(jobs, workers):
+    notes[job.name.split("-")[0]].append(note)
+    advance(note["documents"])
+  return _finish(output, settings, source.files(), notes)
+
+
+def _claim(output: pathlib.Path, settings: dict) -> None:
+  """Makes a directory that of this preparation, or checks that it is."""
+  plan = output / prepared.PLAN
+  if plan.exists():
+    _compare(output, json.loads(plan.read_text()), settings)
+    return
+  output.mkdir(parents=True, exist_ok=True)
+  if any(path.name != f"{plan.name}.tmp" for path in output.iterdir()):
+    raise UserError(f"--output={output}: holds other files; give a new directory")
+  _publish(plan, lambda path: path.write_text(json.dumps(settings, indent=2)))
+
+
+def _compare(output: pathlib.Path, found: dict, wanted: dict) -> None:
+  for name in found.keys() | wanted.keys():
+    if found.get(name) != wanted.get(name):
+      raise UserError(
+        f"--output={output}: holds a preparation with {name} = {found.get(name)!r}, "
+        f"not {wanted.get(name)!r}; give a new directory"
+      )
+
+
+def _publish(path: pathlib.Path, write: Callable[[pathlib.Path], object]) -> None:
+  """Writes a file beside itself and moves it into place: it is never half there."""
+  fresh = path.with_name(f"{path.name}.tmp")
+  try:
+    write(fresh)
+    os.replace(fresh, path)
+  except BaseException:
+    fresh.unlink(missing_ok=True)
+    raise
+
+
+def _groups(source: Source, side: str, shard: int) -> Iterator[tuple[list[bytes], str]]:
+  """The documents of each shard, and their SHA-256."""
+  group, digest, size = [], hashlib.sha256(), 0
+  each = 2 if source.prompts else 1
+  for document in source.documents(side):
+    size += len(document)
+    group.append(document.encode())
+    digest.update(len(group[-1]).to_bytes(8, "little") + group[-1])
+    if size >= shard and len(group) % each == 0:
+      yield group, digest.hexdigest()
+      group, digest, size = [], hashlib.sha256(), 0
+  if group:
+    yield group, digest.hexdigest()
+
+
+def _run(jobs: Iterable[Job], workers: int) -> Iterator[tuple[Job, dict]]:
+  """Each job with its note, in order; few are in memory at a time."""
+  if workers == 1:
+    yield from ((job, write_shard(job)) for job in jobs)
+    return
+  pool = concurrent.futures.ProcessPoolExecutor(
+    workers, multiprocessing.get_context("spawn"), _follow_parent
+  )
+  pending: collections.deque = collections.deque()
+  try:
+    for job in jobs:
+      pending.append((job._replace(documents=[]), pool.submit(write_shard, job)))
+      if len(pending) > workers:
+        job, note = pending.popleft()
+        yield job, note.result()
+    while pending:
+      job, note = pending.popleft()
+      yield job, note.result()
+  except concurrent.futures.BrokenExecutor:
+    raise UserError(
+      "--workers: one died, perhaps for want of memory; take fewer"
+    ) from None
+  finally:
+    pool.shutdown(cancel_futures=True)
+
+
+def _follow_parent() -> None:
+  """In a worker: an interruption, and the end of the parent, are its end as well."""
+  signal.signal(signal.SIGINT, signal.SIG_DFL)
+  os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are enough
+
+  def follow():
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+  threading.Thread(target=follow, daemon=True).start()
+
+
+def write_shard(job: Job) -> dict:
+  """Writes a shard unless it is there; returns its note.
+
+  A note says what the shard was made from, and counts what it holds.
+  """
+  note = job.folder / f"{job.name}.json"
+  if note.exists():
+    found = json.loads(note.read_text())
+    if found["text_sha256"] == job.sha256 and _is_whole(job.folder, found["files"]):
+      return found
+    note.unlink()
+  shard = job.folder / f"{job.name}.array_record"
+  documents = finished(job.config, (text.decode() for text in job.documents))
+  counts: dict = {}
+  if job.tokenizer is None:
+    _publish(shard, lambda path: counts.update(_write_texts(path, documents)))
+    files = [shard]
+  else:
+    encoded = load_tokenizer(job.tokenizer).encode_all(documents)
+    lengths: list[int] = []
+    _publish(shard, lambda path: counts.update(_write_tokens(path, encoded, lengths)))
+    ends = _ends_of(job.folder, shard.name)
+    here = np.cumsum(lengths)
+    _publish(ends, lambda path: _write_ends(path, len(lengths), [here]))
+    files = [shard, ends]
+  found = {
+    "text_sha256": job.sha256,
+    "documents": len(job.documents),
+    **counts,
+    "files": {path.name: _entry(path) for path in files},
+  }
+  _publish(note, lambda path: path.write_text(json.dumps(found)))
+  return found
+
+
+def _is_whole(folder: pathlib.Path, files: dict) -> bool:
+  paths = {folder / name: entry for name, entry in files.items()}
+  return all(p.exists() and _entry(p) == entry for p, entry in paths.items())
+
+
+def _entry(path: pathlib.Path) -> dict:
+  return {"bytes": path.stat().st_size, "sha256": prepared.file_digest(path)}
+
+
+def _write_texts(path: pathlib.Path, documents: Iterable[str]) -> dict:
+  """A record for each document; returns counts."""
+  records = size = 0
+  writer = ArrayRecordWriter(str(path), _OPTIONS)
+  for document in documents:
+    writer.write(document.encode())
+    records += 1
+    size += len(document.encode())
+  writer.close()
+  return {"records": records, "text_bytes": size}
+
+
+def _write_tokens(path: pathlib.Path, encoded, lengths: list[int]) -> dict:
+  """Records of equally many tokens, the last one shorter; returns counts.
+
+  Args:
+    path: a new file.
+    encoded: (ids, bytes of each) of each document.
+    lengths: gets the tokens of each document.
+  """
+  tokens = size = records = 0
+  rest: list = []  # of documents, fewer tokens than a record
+  writer = ArrayRecordWriter(str(path), _OPTIONS)
+
+  def flush(least: int) -> None:
+    nonlocal records, rest
+    ids, sizes = (np.concatenate(parts) for parts in zip(*rest, strict=True))
+    whole = len(ids) // least * least
+    for start in range(0, whole, prepared.RECORD):
+      part = slice(start, min(start + prepared.RECORD, whole))
+      writer.write(prepared.encode_record(ids[part], sizes[part]))
+      records += 1
+    rest = [(ids[whole:], sizes[whole:])]
+
+  waiting = 0
+  for ids, sizes in encoded:
+    lengths.append(len(ids))
+    tokens += len(ids)
+    size += int(sizes.sum())
+    rest.append((ids, sizes))
+    waiting += len(ids)
+    if waiting >= 64 * prepared.RECORD:
+      flush(prepared.RECORD)
+      waiting = len(rest[0][0])
+  if waiting:
+    flush(1)
+  writer.close()
+  return {"records": records, "tokens": tokens, "text_bytes": size}
+
+
+def _write_ends(path: pathlib.Path, total: int, parts: Iterable[np.ndarray]) -> None:
+  """Where each of `total` documents ends, from where those of each part end."""
+  header = {"descr": "<i8", "fortran_order": False, "shape": (total,)}
+  with path.open("wb") as file:
+    np.lib.format.write_array_header_1_0(file, header)
+    start = 0
+    for part in parts:
+      file.write((part + start).astype("<i8").tobytes())
+      start += int(part[-1])
+
+
+def _finish(output: pathlib.Path, settings: dict, files, notes) -> dict:
+  """Writes what belongs to no single shard, the manifest last; returns it."""
+  sides, every = {}, {}
+  for side, shards in notes.items():
+    names = [next(iter(note["files"])) for note in shards]
+    counted = ("documents", "records", "tokens", "text_bytes")
+    kept = [{name: n[name] for name in counted if name in n} for n in shards]
+    sides[side] = {
+      "documents": sum(n["documents"] for n in shards),
+      "shards": [{"file": name, **k} for name, k in zip(names, kept, strict=True)],
+    }
+    every |= {name: n["files"][name] for name, n in zip(names, shards, strict=True)}
+  manifest = {
+    "format_version": prepared.FORMAT_VERSION,
+    "settings": settings,
+    "source_files": files,
+    "sides": sides,
+    "files": every,
+  }
+  if settings["kind"] == "tokens":
+    if name := settings["tokenizer"]["file"]:
+      every[name] = _entry(output / name)
+    for side, entry in sides.items():
+      entry["ends"] = f"{side}.ends.npy"
+      parts = (np.load(_ends_of(output, s["file"])) for s in entry["shards"])
+      write = functools.partial(_write_ends, total=entry["documents"], parts=parts)
+      _publish(output / entry["ends"], write)
+      every[entry["ends"]] = _entry(output / entry["ends"])
+  found = prepared.Prepared(output, manifest)
+  for side, entry in sides.items():
+    for count in ("tokens", "text_bytes"):
+      if count in entry["shards"][0]:
+        entry[count] = sum(shard[count] for shard in entry["shards"])
+    entry["sha256"] = found.digest(side)
+  text = json.dumps(manifest, indent=1) + "\n"
+  _publish(output / prepared.MANIFEST, lambda path: path.write_text(text))
+  _tidy(output, manifest)
+  return manifest
+
+
+def _ends_of(output: pathlib.Path, shard: str) -> pathlib.Path:
+  return (output / shard).with_suffix(".ends.npy")
+
+
+def _tidy(output: pathlib.Path, manifest: dict) -> None:
+  """Removes what only an unfinished preparation needs."""
+  (output / prepared.PLAN).unlink(missing_ok=True)
+  for side in SIDES:
+    for path in output.glob(f"{side}-[0-9]*"):
+      if path.name not in manifest["files"]:
+        path.unlink()
