@@ -6,7 +6,11 @@ import json
 import pathlib
 
 # Name -> module; each has a `main()` that returns figures as plain JSON values.
-BENCHMARKS = {"convert": "benchmarks.convert", "decode": "benchmarks.decode"}
+BENCHMARKS = {
+  "convert": "benchmarks.convert",
+  "data": "benchmarks.data",
+  "decode": "benchmarks.decode",
+}
 
 
 def main() -> None:

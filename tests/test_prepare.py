@@ -250,7 +250,9 @@ def test_damage_is_found(tmp_path):
   good = shard.read_bytes()
   prepared.Prepared.read(tmp_path / "out").check()
   shard.write_bytes(good[:-10])
-  with pytest.raises(UserError, match=r"validation-00000\.array_record has .* must have"):
+  with pytest.raises(
+    UserError, match=r"validation-00000\.array_record has .* must have"
+  ):
     data.load(read)
   place = good.index(b"held")  # one bit of the text
   shard.write_bytes(good[:place] + bytes([good[place] ^ 1]) + good[place + 1 :])
@@ -317,7 +319,9 @@ def test_text_as_it_comes(tmp_path, monkeypatch):
   )
   assert text == path.read_bytes().decode()
   v = corpus.tokenizer.vocabulary
-  assert not np.isin(corpus.train.text.read(0, 99_999)[0], [v.mask, v.eos]).any()
+  assert not np.isin(
+    corpus.train.text.read(0, corpus.train.text.tokens)[0], [v.mask, v.eos]
+  ).any()
 
 
 def test_broken_text_is_found_before_anything_is_written(tmp_path):

@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import os
 import pathlib
 from collections.abc import Sequence
 
@@ -39,7 +38,7 @@ def prepare(arguments: argparse.Namespace, configuration: Sequence[str]) -> None
       config,
       arguments.output,
       text=arguments.text,
-      workers=arguments.workers or len(os.sched_getaffinity(0)),
+      workers=arguments.workers or data.cpus(),
       shard=max(1, round(arguments.shard_size * 10**6)),
       begin=begin,
     )

@@ -11,7 +11,7 @@ from set_diffusion_jax.data.blocks import Blocks, Examples, Frame
 from set_diffusion_jax.data.sources import Source, TfdsTexts, finished
 from set_diffusion_jax.data.stream import Stream
 from set_diffusion_jax.data.text import Text, Tokens
-from set_diffusion_jax.data.tokenizer import Tokenizer, load_tokenizer
+from set_diffusion_jax.data.tokenizer import Tokenizer, cpus, load_tokenizer
 from set_diffusion_jax.errors import UserError
 
 
@@ -131,7 +131,8 @@ def training_iterator(
     return train.iterator(batch_size, seed, process, processes)
   rows = grain.MapDataset.range(len(train)).seed(seed).shuffle().repeat()
   rows = rows.batch(batch_size // processes, drop_remainder=True)[process::processes]
-  return iter(rows.map(lambda rows: train.batch(rows)[0]).to_iter_dataset())
+  options = grain.ReadOptions(num_threads=cpus(), prefetch_buffer_size=4 * cpus())
+  return iter(rows.map(lambda rows: train.batch(rows)[0]).to_iter_dataset(options))
 
 
 def evaluation_batches(

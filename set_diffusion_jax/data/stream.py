@@ -15,7 +15,7 @@ import numpy as np
 from set_diffusion_jax.config import DataConfig
 from set_diffusion_jax.data.blocks import Frame
 from set_diffusion_jax.data.sources import finished
-from set_diffusion_jax.data.tokenizer import Tokenizer
+from set_diffusion_jax.data.tokenizer import Tokenizer, cpus
 from set_diffusion_jax.errors import UserError
 
 
@@ -44,7 +44,9 @@ class Stream:
     Its state is plain JSON, good at every step, and for as many processes only.
     """
     documents = grain.MapDataset.source(self.documents).seed(seed).shuffle().repeat()
-    ids = documents[process::processes].map(self._encode).to_iter_dataset()
+    # A thread a CPU: with more, tokenizers wait for one another.
+    options = grain.ReadOptions(num_threads=cpus(), prefetch_buffer_size=16 * cpus())
+    ids = documents[process::processes].map(self._encode).to_iter_dataset(options)
     runs = _Joined(ids, self._frame.width, (process, processes))
     runs = runs.batch(batch_size // processes, drop_remainder=True)
     return iter(runs.map(lambda runs: self._frame.fill(runs, [0] * len(runs))))

@@ -61,17 +61,24 @@ class Text(abc.ABC):
     """
     if self.eos is None:
       return self._stored(start, end)
+    total = end - start
     first = self._ended(start, 0, self.documents)
-    last = self._ended(end, first, min(self.documents, first + end - start))
+    last = self._ended(end, first, min(self.documents, first + total))
     start, end = start - first, end - last
-    ids, sizes = self._stored(start, end)
-    places = self.ends[first:last] - start
-    return np.insert(ids, places, self.eos), np.insert(sizes, places, 0)
+    stored = self._stored(start, end)
+    if first == last:
+      return stored
+    kept = np.ones(total, bool)
+    kept[self.ends[first:last] - start + np.arange(last - first)] = False
+    ids, sizes = np.full(total, self.eos, np.int32), np.zeros(total, np.int32)
+    ids[kept], sizes[kept] = stored
+    return ids, sizes
 
   def _ended(self, place: int, low: int, high: int) -> int:
     """The documents whose EOS is before a place; between `low` and `high`."""
-    return bisect.bisect_right(
-      range(self.documents), place, low, high, key=lambda d: self.edge(d + 1)
+    ends = self.ends
+    return bisect.bisect_left(
+      range(len(ends)), place, low, high, key=lambda d: ends[d] + d
     )
 
   @functools.cached_property

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import hashlib
+import os
 import pathlib
 from collections.abc import Iterable, Iterator
 
@@ -102,9 +103,8 @@ class JsonTokenizer:
 
   def encode(self, text: str) -> np.ndarray:
     """Ids of a text, int32."""
-    return np.asarray(
-      self._tokenizer.encode(text, add_special_tokens=False).ids, np.int32
-    )
+    (found,) = self._tokenizer.encode_batch_fast([text], add_special_tokens=False)
+    return np.asarray(found.ids, np.int32)
 
   def encode_all(self, texts: Iterable[str]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """(ids, bytes of text that each id stands for), int32, of each text.
@@ -173,6 +173,13 @@ class IdTokenizer:
 
 
 Tokenizer = ByteTokenizer | JsonTokenizer | IdTokenizer
+
+
+def cpus() -> int:
+  """CPUs that this process may use: tokenizing is what they are needed for."""
+  if hasattr(os, "sched_getaffinity"):
+    return len(os.sched_getaffinity(0))
+  return os.cpu_count() or 1
 
 
 def _batches(texts: Iterable[str], characters: int = 2**20) -> Iterator[list[str]]:

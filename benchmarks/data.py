@@ -1,0 +1,96 @@
+"""Tokens a second that training reads, on one core.
+
+Prepared blocks at several lengths, and documents tokenized on the way next to the
+tokenizer alone. The text is made up: words of a Zipf-like vocabulary, with a byte-level
+BPE trained on a part of it.
+"""
+
+import json
+import os
+import pathlib
+import platform
+import tempfile
+import time
+
+import numpy as np
+
+from set_diffusion_jax import data
+from set_diffusion_jax.config import DataConfig
+
+WANTED = 2_000_000  # tokens a second from prepared blocks
+LENGTHS = (128, 1024)
+_SECONDS = 5.0
+
+
+def write_corpus(folder: pathlib.Path, characters: int) -> DataConfig:
+  """Documents of about 500 words in a JSONL file, and their tokenizer."""
+  rng = np.random.default_rng(0)
+  letters = np.array(list("etaoinshrdlucmfwypvbgkqjxz"))
+  words = ["".join(rng.choice(letters, rng.integers(2, 9))) for _ in range(20_000)]
+  documents, size = [], 0
+  while size < characters:
+    ranks = np.minimum(rng.zipf(1.3, 500), len(words)) - 1
+    documents.append(" ".join(words[rank] for rank in ranks))
+    size += len(documents[-1])
+  path = folder / "corpus.jsonl"
+  path.write_text("".join(json.dumps({"text": text}) + "\n" for text in documents))
+  (folder / "tokenizer.json").write_text(data.train_bpe(documents[:300], 8192))
+  return DataConfig(
+    source="jsonl", train_path=str(path), tokenizer=str(folder), validation_documents=50
+  )
+
+
+def rate(train, batch_size: int, length: int, seconds: float) -> float:
+  """Tokens a second of a training iterator, once what it reads ahead is full."""
+  iterator = data.training_iterator(train, batch_size, 0, 0, 1)
+  for counted in (False, True):
+    start, steps = time.perf_counter(), 0
+    while time.perf_counter() - start < seconds:
+      next(iterator)
+      steps += 1
+    if counted:
+      return steps * batch_size * length / (time.perf_counter() - start)
+
+
+def encoding_rate(texts: list[str], tokenizer) -> float:
+  """Tokens a second of the tokenizer alone, one text at a time."""
+  start = time.perf_counter()
+  tokens = sum(len(tokenizer.encode(text)) for text in texts)
+  return tokens / (time.perf_counter() - start)
+
+
+def main(characters: int = 20_000_000, seconds: float = _SECONDS) -> dict:
+  """Measures on one core; tokens a second."""
+  os.environ["TOKENIZERS_PARALLELISM"] = "false"
+  if hasattr(os, "sched_setaffinity"):
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+  figures: dict = {"machine": platform.platform(), "wanted": WANTED}
+  with tempfile.TemporaryDirectory(prefix="data-") as name:
+    folder = pathlib.Path(name)
+    config = write_corpus(folder, characters)
+    start = time.perf_counter()
+    manifest = data.prepare(config, folder / "tokens")
+    prepared = manifest["sides"]["train"]
+    figures["prepare"] = prepared["tokens"] / (time.perf_counter() - start)
+    figures["bytes_per_token"] = prepared["text_bytes"] / prepared["tokens"]
+    for length in LENGTHS:
+      fields = {"source": "prepared", "length": length}
+      for eos in ("documents", "none"):
+        one = _config(config, folder / "tokens", eos=eos, **fields)
+        blocks = data.load(one).train
+        figures[f"prepared_{length}_eos_{eos}"] = rate(blocks, 64, length, seconds)
+    data.prepare(config, folder / "text", text=True)
+    one = _config(config, folder / "text", length=1024, streaming=True)
+    corpus = data.load(one)
+    texts = [
+      corpus.train.documents[i] for i in range(min(1000, len(corpus.train.documents)))
+    ]
+    figures["tokenizer_alone"] = encoding_rate(texts, corpus.tokenizer)
+    figures["streaming_1024"] = rate(corpus.train, 8, 1024, seconds)
+    figures["streaming_ratio"] = figures["streaming_1024"] / figures["tokenizer_alone"]
+  return figures
+
+
+def _config(config: DataConfig, folder: pathlib.Path, **fields) -> DataConfig:
+  values = {**vars(config), "source": "prepared", "directory": str(folder), **fields}
+  return DataConfig(**values)
