@@ -49,9 +49,18 @@ def convert(arguments: argparse.Namespace) -> None:
 
 
 def inspect(arguments: argparse.Namespace, configuration: Sequence[str]) -> None:
-  """Describes a checkpoint, or draws masks."""
-  if arguments.mask == (arguments.checkpoint is not None):
-    raise UserError("inspect: give a checkpoint, or --mask and --config=FILE")
+  """Describes a checkpoint, draws masks, or shows a batch."""
+  if [arguments.mask, arguments.data, arguments.checkpoint is not None].count(
+    True
+  ) != 1:
+    raise UserError("inspect: give a checkpoint, or --mask or --data and --config=FILE")
+  if arguments.data:
+    from set_diffusion_jax.cli.batch import show_batch
+
+    check_output(arguments.output)
+    figures = show_batch(read_config(configuration), arguments.rows)
+    write(arguments.output, figures)
+    return
   if arguments.mask:
     _inspect_mask(arguments, read_config(configuration))
     return

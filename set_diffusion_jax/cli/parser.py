@@ -57,7 +57,7 @@ def make_parser() -> argparse.ArgumentParser:
   _generation(infill, "text")
 
   _convert(verb("convert", "Convert a checkpoint to the other side: Orbax, PyTorch."))
-  _inspect(verb("inspect", "What a checkpoint holds, or who sees whom for a method."))
+  _inspect(verb("inspect", "What a checkpoint or a batch holds, or who sees whom."))
   return parser
 
 
@@ -139,6 +139,7 @@ def _inspect(parser: argparse.ArgumentParser) -> None:
   )
   parser.add_argument("--mask", action="store_true", help="draw the mask of --config")
   parser.add_argument("--data", action="store_true", help="show a batch of --config")
+  parser.add_argument("--rows", type=int, default=3, help="of that batch to print")
   parser.add_argument("--length", type=int, default=16, help="positions to draw")
   parser.add_argument("--seed", type=int, default=0, help="of the drawn order")
   parser.add_argument(

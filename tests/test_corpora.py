@@ -1,0 +1,172 @@
+"""The shipped corpora in the form they are published in, through the real code."""
+
+import importlib.util
+import json
+import pathlib
+import re
+
+import numpy as np
+import pytest
+import tokenizers
+
+from set_diffusion_jax import cli, data, load
+from set_diffusion_jax.config import Config, DataConfig
+from set_diffusion_jax.train import train
+from tests import tiny
+
+ROOT = pathlib.Path(__file__).parents[1]
+SHARED = ROOT.parent / "shared" / "data"
+
+
+def corpora():
+  spec = importlib.util.spec_from_file_location("c", ROOT / "configs" / "corpora.py")
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module
+
+
+def small(config, length=16):
+  """A shipped configuration with a model and a cadence for tests."""
+  config.model.update({"layers": 1, "width": 16, "heads": 2, "ffn": 32})
+  config.optimizer.warmup_steps = 1
+  config.train.update({"steps": 2, "batch_size": 4, "log_every": 1})
+  config.train.update({"evaluate_every": 2, "checkpoint_every": 2})
+  config.evaluate.update({"batch_size": 8, "sequences": 8})
+  config.data.length = length
+  return Config.from_dict(config.to_dict())
+
+
+@pytest.mark.parametrize("name", list(corpora().CORPORA))
+def test_every_corpus_is_a_valid_configuration(name):
+  for arguments in (f"corpus={name}", f"corpus={name},prepared=x"):
+    config = Config.from_dict(corpora().get_config(arguments).to_dict())
+    assert config.data.source in ("lines", "jsonl", "text", "prepared")
+  text = (ROOT / "docs" / "data.md").read_text()
+  assert re.search(rf"^\| `{name}` ", text, re.MULTILINE)
+
+
+def write_tokenizers(folder):
+  """Small ones under the names of the real ones, with their special entries."""
+  bert = tokenizers.Tokenizer(tokenizers.models.WordPiece(unk_token="[UNK]"))
+  bert.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=True)
+  bert.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+  special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+  trainer = tokenizers.trainers.WordPieceTrainer(
+    vocab_size=90, special_tokens=special, show_progress=False
+  )
+  bert.train_from_iterator([tiny.TEXT], trainer)
+  gpt2 = json.loads(data.train_bpe([tiny.TEXT], 300))
+  gpt2["added_tokens"] = [
+    {**token, "content": "<|endoftext|>"}
+    for token in gpt2["added_tokens"]
+    if token["content"] == "<eos>"
+  ]
+  for name, text in (("bert-base-uncased", bert.to_str()), ("gpt2", json.dumps(gpt2))):
+    (folder / "tokenizers" / name).mkdir(parents=True)
+    (folder / "tokenizers" / name / "tokenizer.json").write_text(text)
+
+
+def evaluated(run):
+  model = load(run)
+  return model.evaluator().run(model.params).likelihood
+
+
+def test_lm1b(tmp_path):
+  """Sentences in many files, wrapped between [CLS] and [SEP], a [SEP] after each."""
+  write_tokenizers(tmp_path)
+  get = corpora().get_config
+  paths = get(f"corpus=lm1b,data={tmp_path}").data
+  sentences = [f"It was the {word} of times , it was ." for word in ("best", "worst")]
+  for pattern, files in ((paths.train_path, 3), (paths.validation_path, 2)):
+    folder = pathlib.Path(pattern).parent
+    folder.mkdir(parents=True)
+    for number in range(files):
+      name = pathlib.Path(pattern).name.replace("*", f"0000{number}-of-00100")
+      (folder / name).write_text(f"{sentences[number % 2]}\n" * 20)
+  direct = small(get(f"corpus=lm1b,data={tmp_path}"))
+  corpus = data.load(direct.data)
+  v = corpus.tokenizer.vocabulary
+  decoded = corpus.tokenizer.decode(corpus.train[0]["tokens"])
+  assert decoded.replace(" ", "").startswith("itwasthebestoftimes,itwas.itwas")
+  tokens, sizes = corpus.train.batch(range(len(corpus.train)))
+  whole = tokens["valid"].all(-1)
+  assert (tokens["tokens"][:, 0] == v.bos).all() and whole.sum() == len(whole) - 1
+  assert (tokens["tokens"][whole, -1] == v.eos).all()
+  assert (tokens["tokens"][:, 1:-1] == v.eos).sum() + 1 >= 60
+  assert sizes.sum() == sum(
+    len(sentences[n % 2].replace(" ,", ",").replace(" .", ".")) * 20 for n in range(3)
+  )
+  data.prepare(direct.data, tmp_path / "tokens")
+  get_prepared = f"corpus=lm1b,data={tmp_path},prepared={tmp_path}/tokens"
+  prepared = small(get(get_prepared))
+  train(direct, tmp_path / "direct")
+  train(prepared, tmp_path / "prepared")
+  first, second = (evaluated(tmp_path / run) for run in ("direct", "prepared"))
+  np.testing.assert_array_equal(first.nats, second.nats)
+  np.testing.assert_array_equal(first.bytes, second.bytes)
+
+
+def test_openwebtext(tmp_path, capsys):
+  """The last documents of JSONL files are held out; EOS between, none at the ends."""
+  write_tokenizers(tmp_path)
+  (tmp_path / "openwebtext").mkdir()
+  texts = [f"{i} {tiny.TEXT}" for i in range(30)]
+  for part in range(3):
+    rows = [json.dumps({"text": text}) for text in texts[part::3]]
+    (tmp_path / "openwebtext" / f"{part}.jsonl").write_text("\n".join(rows))
+  base = f"corpus=openwebtext,data={tmp_path}"
+  file = ROOT / "configs" / "corpora.py"
+  fields = ["--config.data.length=16", "--config.data.validation_documents=5"]
+  command = ["prepare", f"--config={file}:{base}", *fields, f"--output={tmp_path}/out"]
+  assert cli.main([*command, "--workers=1", "--shard-size=0.0005"]) == 0
+  printed = capsys.readouterr().out
+  assert re.search(r"train +25 documents, .* 4 shards", printed)
+  assert re.search(r"validation +5 documents", printed)
+  assert cli.main(["prepare", f"--check={tmp_path}/out"]) == 0
+  assert "all are whole" in capsys.readouterr().out
+  config = corpora().get_config(f"{base},prepared={tmp_path}/out")
+  config.data.validation_documents = 5
+  corpus = data.load(small(config).data)
+  ids, _ = corpus.validation.text.read(0, corpus.validation.text.tokens)
+  parts = np.split(ids, np.flatnonzero(ids == corpus.tokenizer.vocabulary.eos) + 1)
+  assert [corpus.tokenizer.decode(part) for part in parts[:-1]] == texts[2::3][-5:]
+  first = corpus.train[0]
+  assert not first["context"].any() and first["valid"].all()
+  train(small(config), tmp_path / "run")
+  assert evaluated(tmp_path / "run").tokens.sum() == 8 * 16
+  assert cli.main(["evaluate", f"--checkpoint={tmp_path}/run", "--sequences=4"]) == 0
+  shown = ["inspect", "--data", f"--config={file}:{base},prepared={tmp_path}/out"]
+  capsys.readouterr()
+  output = tmp_path / "figures.json"
+  shown += [*fields, "--rows=1", f"--output={output}", "--config.train.batch_size=2"]
+  assert cli.main(shown) == 0
+  printed = capsys.readouterr().out
+  assert "batch      2 x 16: 32 targets, 0 context, 0 padding" in printed
+  assert "--- row 0: 16 tokens, 0 context, 16 masked\n[" in printed
+  assert json.loads(output.read_text())["targets"] == 32
+
+
+@pytest.mark.parametrize("name", ["gpt2", "bert-base-uncased"])
+def test_real_text_with_real_tokenizers(tmp_path, name):
+  if not SHARED.exists():
+    pytest.skip("needs ../shared/data")
+  fields = {
+    "source": "lines",
+    "train_path": str(SHARED / "wikitext-2" / "valid.txt"),
+    "tokenizer": str(SHARED / "tokenizers" / name),
+    "length": 128,
+  }
+  direct = DataConfig(**fields)
+  data.prepare(direct, tmp_path / "out", shard=200_000)
+  again = DataConfig(**{**fields, "source": "prepared", "directory": f"{tmp_path}/out"})
+  first, second = data.load(direct), data.load(again)
+  assert first.train.digest == second.train.digest
+  rows = np.random.default_rng(0).integers(0, len(first.train), 50)
+  for one, two in zip(first.train.batch(rows), second.train.batch(rows), strict=True):
+    for key in one if isinstance(one, dict) else [slice(None)]:
+      np.testing.assert_array_equal(one[key], two[key])
+  if name == "gpt2":  # loses nothing
+    text = pathlib.Path(fields["train_path"]).read_text(encoding="utf-8")
+    halves = [corpus.text for corpus in (second.train, second.validation)]
+    ids = [h.read(0, h.tokens)[0] for h in halves]
+    assert "".join(map(second.tokenizer.decode, ids)) == text
