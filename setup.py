@@ -15,6 +15,7 @@ setup(
     "optax>=0.2.6",
     "orbax-checkpoint>=0.11.30",
     "grain>=0.2.15",
+    "array_record>=0.8",
     "tensorflow-datasets>=4.9.8",
     "importlib_resources>=6",  # TFDS imports it without asking for it
     "tokenizers>=0.21",
@@ -28,6 +29,7 @@ setup(
   extras_require={
     "gpu": ["jax[cuda13]>=0.10"],
     "tpu": ["jax[tpu]>=0.10"],
+    "sentencepiece": ["sentencepiece>=0.2.3"],
     "torch": ["torch>=2.6", "transformers>=4.52"],  # the other side of parity tests
     "dev": [
       "pytest>=9",
@@ -35,6 +37,7 @@ setup(
       "beartype>=0.20",
       "matplotlib>=3.9",
       "safetensors>=0.5",
+      "sentencepiece>=0.2.3",
       "ruff==0.17.5",
     ],
   },

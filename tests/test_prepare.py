@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from set_diffusion_jax import data
+from set_diffusion_jax import data, workdir
 from set_diffusion_jax.config import DataConfig
 from set_diffusion_jax.data import preparation as module
 from set_diffusion_jax.data import prepared
@@ -345,3 +345,39 @@ def test_broken_text_is_found_before_anything_is_written(tmp_path):
   with pytest.raises(UserError, match=r"data\.validation_documents = 4: must leave"):
     wrong = dataclasses.replace(config, validation_documents=4)
     module.prepare(wrong, tmp_path / "out")
+
+
+def test_a_run_goes_on_with_the_same_data_only(tmp_path):
+  (tmp_path / "tokenizer.json").write_text(BPE)
+  documents = [f"{i} {tiny.TEXT}" for i in range(9)]
+  config = write_lines(tmp_path, documents)
+  one = prepared_config(config, tmp_path / "one")
+  module.prepare(config, tmp_path / "one")
+
+  def claim(fields, processes=1, **changes):
+    whole = tiny.config(**changes)
+    whole = dataclasses.replace(whole, data=fields)
+    fingerprint = data.load(fields, processes).fingerprint
+    workdir.claim(tmp_path / "run", whole, fingerprint)
+
+  claim(one)
+  (tmp_path / "one").rename(tmp_path / "moved")
+  claim(prepared_config(config, tmp_path / "moved"))  # the same text elsewhere
+  bpe = dataclasses.replace(config, tokenizer=str(tmp_path))
+  module.prepare(bpe, tmp_path / "bpe")
+  write_lines(tmp_path, ["other text", *documents[1:]])
+  module.prepare(config, tmp_path / "other")
+  for folder, words in (("other", r"data \(train_sha256\)"), ("bpe", "tokenizer")):
+    with pytest.raises(UserError, match=words):
+      claim(prepared_config(config, tmp_path / folder))
+  for changes in ({"train__batch_size": 8}, {"train__seed": 1}):
+    (field,) = changes
+    with pytest.raises(UserError, match=field.replace("__", r"\.")):
+      claim(prepared_config(config, tmp_path / "moved"), **changes)
+  module.prepare(config, tmp_path / "text", text=True)
+  stream = prepared_config(config, tmp_path / "text")
+  stream = dataclasses.replace(stream, streaming=True)
+  (tmp_path / "run" / "config.json").unlink()
+  claim(stream)
+  with pytest.raises(UserError, match=r"data \(processes\) = 1, not 2"):
+    claim(stream, processes=2)

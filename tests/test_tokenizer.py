@@ -1,6 +1,8 @@
 """Tokenizers: nothing lost, special strings are text, bytes add up."""
 
+import io
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -129,3 +131,50 @@ def test_files(tmp_path):
   for name in ("broken.json", "latin.json", "gone.json"):
     with pytest.raises(UserError, match=rf"data.tokenizer = .*{name}"):
       data.load_tokenizer(str(tmp_path / name))
+
+
+def pieces():
+  sentencepiece = pytest.importorskip("sentencepiece")
+  model = io.BytesIO()
+  sentencepiece.SentencePieceTrainer.train(
+    sentence_iterator=iter([tiny.TEXT, "naïve café"] * 20),
+    model_writer=model,
+    vocab_size=320,
+    byte_fallback=True,
+    hard_vocab_limit=False,
+    pad_id=3,
+    user_defined_symbols=["<mask>"],
+    minloglevel=2,
+  )
+  return model.getvalue()
+
+
+def test_sentence_pieces(tmp_path):
+  (tmp_path / "tokenizer.model").write_bytes(pieces())
+  tokenizer = data.load_tokenizer(str(tmp_path))
+  v = tokenizer.vocabulary
+  assert (v.bos, v.eos, v.pad, v.mask) == (1, 2, 3, v.size - 1)
+  texts = ["It was  the <mask> of </s> times", "", " ", "café 日本 😀\n"]
+  for text, (ids, sizes) in zip(texts, tokenizer.encode_all(texts), strict=True):
+    np.testing.assert_array_equal(tokenizer.encode(text), ids)
+    assert len(ids) == len(sizes) and (sizes >= 0).all()
+    assert sizes.sum() == (len(text.encode()) if len(ids) else 0)
+    assert not np.isin(ids, [v.bos, v.eos, v.pad, v.mask]).any()
+  ids = np.array([v.bos, *tokenizer.encode("It was"), v.mask, v.mask, v.eos])
+  assert tokenizer.decode(ids) == "It was__"
+  stored = json.loads(json.dumps(tokenizer.describe()))
+  restored = data.restore_tokenizer(stored)
+  assert restored.describe() == tokenizer.describe()
+  for files in ({}, {"tokenizer.model.base64": "AAAA"}):
+    with pytest.raises(UserError, match="checkpoint: its tokenizer"):
+      data.restore_tokenizer({**stored, "files": files})
+  (tmp_path / "broken.model").write_bytes(b"junk")
+  with pytest.raises(UserError, match=r"broken\.model.*not a SentencePiece model"):
+    data.load_tokenizer(str(tmp_path / "broken.model"))
+
+
+def test_sentencepiece_is_an_extra(tmp_path, monkeypatch):
+  (tmp_path / "a.model").write_bytes(b"anything")
+  monkeypatch.setitem(sys.modules, "sentencepiece", None)
+  with pytest.raises(UserError, match="needs pip install sentencepiece"):
+    data.load_tokenizer(str(tmp_path / "a.model"))

@@ -17,14 +17,15 @@ from set_diffusion_jax.data.tokenizer import (
   ByteTokenizer,
   IdTokenizer,
   JsonTokenizer,
+  PieceTokenizer,
   Tokenizer,
-  Vocabulary,
   cpus,
   load_tokenizer,
   restore_tokenizer,
   train_bpe,
   with_vocabulary,
 )
+from set_diffusion_jax.data.vocabulary import Vocabulary
 
 __all__ = [
   "Blocks",
@@ -34,6 +35,7 @@ __all__ = [
   "Frame",
   "IdTokenizer",
   "JsonTokenizer",
+  "PieceTokenizer",
   "Prepared",
   "Stream",
   "Text",

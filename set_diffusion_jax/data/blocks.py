@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from set_diffusion_jax.data.text import Text
-from set_diffusion_jax.data.tokenizer import Vocabulary
+from set_diffusion_jax.data.vocabulary import Vocabulary
 
 Examples = dict[str, np.ndarray]  # tokens int32, valid bool and context bool, [B, L]
 

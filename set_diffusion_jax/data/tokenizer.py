@@ -1,5 +1,6 @@
 """Text to ids and back. Special ids are never produced from text."""
 
+import base64
 import dataclasses
 import functools
 import hashlib
@@ -10,18 +11,14 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import tokenizers
 
+from set_diffusion_jax.data.pieces import STORED, PieceTokenizer
+from set_diffusion_jax.data.vocabulary import (
+  Vocabulary,
+  batches,
+  between,
+  bytes_between,
+)
 from set_diffusion_jax.errors import UserError
-
-
-@dataclasses.dataclass(frozen=True)
-class Vocabulary:
-  """The number of ids and the special ones; [MASK] counts as one of `size`."""
-
-  size: int
-  bos: int
-  eos: int
-  pad: int
-  mask: int
 
 
 class ByteTokenizer:
@@ -45,7 +42,7 @@ class ByteTokenizer:
     """Text of ids. Special ids vanish, but [MASK] shows as `mask`."""
     return mask.join(
       bytes(chunk[chunk < 256].tolist()).decode(errors="replace")
-      for chunk in _between(ids, self.vocabulary.mask)
+      for chunk in between(ids, self.vocabulary.mask)
     )
 
   def describe(self) -> dict:
@@ -65,9 +62,8 @@ _SPECIAL = {
 class JsonTokenizer:
   """A `tokenizer.json` of the tokenizers library, such as GPT-2's, BERT's or Qwen3's.
 
-  Special ids are those of its special entries with a known name. What is missing is
-  filled in: BOS and EOS stand for each other, EOS for padding, and [MASK] (and EOS, if
-  there is neither) get new ids at the end. A special string inside a text is text.
+  Special ids are those of its special entries with a known name, completed as
+  `Vocabulary` says. A special string inside a text is text.
   """
 
   name = "json"
@@ -90,16 +86,8 @@ class JsonTokenizer:
     def find(kind: str) -> int | None:
       return next((special[name] for name in _SPECIAL[kind] if name in special), None)
 
-    size = self._tokenizer.get_vocab_size()
-    bos, eos, pad, mask = map(find, ("bos", "eos", "pad", "mask"))
-    if bos is None and eos is None:
-      eos, size = size, size + 1
-    eos = bos if eos is None else eos
-    if mask is None:
-      mask, size = size, size + 1
-    return Vocabulary(
-      size, eos if bos is None else bos, eos, eos if pad is None else pad, mask
-    )
+    found = map(find, ("bos", "eos", "pad", "mask"))
+    return Vocabulary.completed(self._tokenizer.get_vocab_size(), *found)
 
   def encode(self, text: str) -> np.ndarray:
     """Ids of a text, int32."""
@@ -113,18 +101,22 @@ class JsonTokenizer:
     that the bytes of a text's tokens add up to those of the text, whatever the
     tokenizer drops or rewrites.
     """
-    for batch in _batches(texts):
+    for batch in batches(texts):
       found = self._tokenizer.encode_batch(batch, add_special_tokens=False)
       for text, encoding in zip(batch, found, strict=True):
-        starts = [start for start, _ in encoding.offsets]
-        yield np.asarray(encoding.ids, np.int32), _bytes_of(text, starts)
+        points = np.frombuffer(text.encode("utf-32-le"), np.uint32)
+        width = 1 + (points > 0x7F) + (points > 0x7FF) + (points > 0xFFFF)
+        byte = np.concatenate([[0], np.cumsum(width)])
+        starts = byte[[start for start, _ in encoding.offsets]]
+        sizes = bytes_between(starts, int(byte[-1]))
+        yield np.asarray(encoding.ids, np.int32), sizes
 
   def decode(self, ids: np.ndarray, mask: str = "\N{LOW LINE}") -> str:
     """Text of ids. Special ids vanish, but [MASK] shows as `mask`."""
     size = self._tokenizer.get_vocab_size()
     return mask.join(
       self._tokenizer.decode(chunk[chunk < size].tolist())
-      for chunk in _between(ids, self.vocabulary.mask)
+      for chunk in between(ids, self.vocabulary.mask)
     )
 
   @property
@@ -172,7 +164,7 @@ class IdTokenizer:
     return {"name": self.name, **dataclasses.asdict(self.vocabulary)}
 
 
-Tokenizer = ByteTokenizer | JsonTokenizer | IdTokenizer
+Tokenizer = ByteTokenizer | JsonTokenizer | PieceTokenizer | IdTokenizer
 
 
 def cpus() -> int:
@@ -182,52 +174,36 @@ def cpus() -> int:
   return os.cpu_count() or 1
 
 
-def _batches(texts: Iterable[str], characters: int = 2**20) -> Iterator[list[str]]:
-  """Texts in lists of about so many characters."""
-  batch, size = [], 0
-  for text in texts:
-    batch.append(text)
-    size += len(text)
-    if size >= characters:
-      yield batch
-      batch, size = [], 0
-  if batch:
-    yield batch
-
-
-def _bytes_of(text: str, starts: list[int]) -> np.ndarray:
-  """Bytes of a text from the start of each token, in characters, to the next one."""
-  points = np.frombuffer(text.encode("utf-32-le"), np.uint32)
-  width = 1 + (points > 0x7F) + (points > 0x7FF) + (points > 0xFFFF)
-  byte = np.concatenate([[0], np.cumsum(width)])
-  edges = np.maximum.accumulate(np.append(byte[starts], byte[-1]))
-  edges[:1] = 0
-  return np.diff(edges).astype(np.int32)
-
-
-def _between(ids: np.ndarray, special: int) -> Iterator[np.ndarray]:
-  """The runs of ids before, between and after those that are `special`."""
-  ids = np.asarray(ids)
-  for chunk in np.split(ids, np.flatnonzero(ids == special)):
-    yield chunk[chunk != special]
-
-
 @functools.lru_cache(maxsize=4)
 def load_tokenizer(name: str) -> Tokenizer:
-  """The tokenizer that `data.tokenizer` names: "byte", or a tokenizer.json's path."""
+  """The tokenizer that `data.tokenizer` names.
+
+  "byte", a tokenizer.json, a SentencePiece model (`*.model`), or a directory that has
+  one of them.
+  """
   if name == ByteTokenizer.name:
     return ByteTokenizer()
-  path = pathlib.Path(name)
-  path = path / "tokenizer.json" if path.is_dir() else path
+  path, where = pathlib.Path(name), f'data.tokenizer = "{name}"'
+  if path.is_dir():
+    pieces = path / "tokenizer.model"
+    whole = path / "tokenizer.json"
+    path = pieces if pieces.exists() and not whole.exists() else whole
   try:
-    text = path.read_text(encoding="utf-8")
+    content = path.read_bytes()
   except OSError as error:
     raise UserError(
-      f'data.tokenizer = "{name}": {error.strerror}; give "byte" or a tokenizer.json'
+      f'{where}: {error.strerror}; give "byte", a tokenizer.json or a *.model'
     ) from None
-  except UnicodeDecodeError:
-    text = ""
-  return _json_tokenizer(text, None, f'data.tokenizer = "{name}"')
+  if path.suffix == ".model":
+    return _piece_tokenizer(content, None, where)
+  return _json_tokenizer(content.decode(errors="replace"), None, where)
+
+
+def _piece_tokenizer(model: bytes, vocabulary, where: str) -> PieceTokenizer:
+  try:
+    return PieceTokenizer(model, vocabulary)
+  except ValueError:
+    raise UserError(f"{where}: not a SentencePiece model") from None
 
 
 def _json_tokenizer(text: str, vocabulary, where: str) -> JsonTokenizer:
@@ -246,12 +222,17 @@ def restore_tokenizer(description: dict) -> Tokenizer:
     name = description["name"]
     files = description.get("files", {})
     text = files["tokenizer.json"] if name == JsonTokenizer.name else None
+    model = b""
+    if name == PieceTokenizer.name:
+      model = base64.b64decode(files[STORED], validate=True)
   except (KeyError, TypeError, ValueError):
     raise UserError("checkpoint: its tokenizer is damaged") from None
   if name == ByteTokenizer.name and vocabulary == ByteTokenizer.vocabulary:
     return ByteTokenizer()
   if name == JsonTokenizer.name:
     return _json_tokenizer(text, vocabulary, "checkpoint: its tokenizer")
+  if name == PieceTokenizer.name:
+    return _piece_tokenizer(model, vocabulary, "checkpoint: its tokenizer")
   if name == IdTokenizer.name:
     return IdTokenizer(vocabulary)
   raise UserError(f"checkpoint: its tokenizer {name!r} is not known here")
