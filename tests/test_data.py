@@ -1,5 +1,6 @@
 """Text to batches: nothing lost, nothing twice, however many processes share it."""
 
+import dataclasses
 import gzip
 import itertools
 import json
@@ -252,6 +253,29 @@ def test_tfds(tfds_directory):
   ):
     with pytest.raises(UserError, match=words):
       sources.read_validation(DataConfig(**{**fields, **wrong}))
+
+
+def test_tfds_prepared_and_as_a_stream(tfds_directory, tmp_path):
+  fields = {"source": "tfds", "name": "tales", "directory": str(tfds_directory)}
+  config = DataConfig(**fields, field="title,text", length=8, detokenizer="ptb")
+  manifest = data.prepare(config, tmp_path / "out", shard=10)
+  assert [side["documents"] for side in manifest["sides"].values()] == [3, 2]
+  again = dataclasses.replace(
+    config, source="prepared", directory=str(tmp_path / "out")
+  )
+  assert data.load(config).train.digest == data.load(again).train.digest
+  stream = data.load(dataclasses.replace(config, streaming=True))
+  assert stream.fingerprint["train_documents"] == 3
+  batch = next(data.training_iterator(stream.train, 2, 0, 0, 1))
+  text = TOKENIZER.decode(batch["tokens"][:, 1:].ravel())
+  assert text.startswith("t") and " tale " in text
+  pairs = DataConfig(**fields, prompt_field="title", cut="prompt", length=16)
+  direct = data.load(pairs).train
+  data.prepare(pairs, tmp_path / "pairs")
+  pairs = dataclasses.replace(
+    pairs, source="prepared", directory=str(tmp_path / "pairs")
+  )
+  assert data.load(pairs).train.digest == direct.digest and len(direct) == 3
 
 
 @settings(max_examples=50, deadline=None)
