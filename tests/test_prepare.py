@@ -332,6 +332,11 @@ def test_broken_text_is_found_before_anything_is_written(tmp_path):
       module.prepare(config, tmp_path / "out")
     assert not (tmp_path / "out").exists()
   path.write_bytes(good)
+  with pytest.raises(UserError, match="leaves no text for validation"):
+    none = dataclasses.replace(
+      config, validation_documents=None, validation_fraction=0.001
+    )
+    module.prepare(none, tmp_path / "out")
   (tmp_path / "mine").mkdir()
   (tmp_path / "mine" / "notes.txt").write_text("mine")
   with pytest.raises(UserError, match="holds other files"):

@@ -113,7 +113,11 @@ def _prepare(config, output, text, workers, shard, begin) -> dict:
     _compare(output, found["settings"], settings)
     _tidy(output, found)
     return found
-  advance = begin(sum(source.count(side) for side in SIDES))  # reads all: it is sound
+  counts = {side: source.count(side) for side in SIDES}  # reads all: it is sound
+  for side, count in counts.items():
+    if not count:
+      raise UserError(f"data.validation_fraction: leaves no text for {side}")
+  advance = begin(sum(counts.values()))
   _claim(output, settings)
   name = None
   if tokenizer:
