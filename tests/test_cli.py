@@ -314,12 +314,19 @@ def test_infill(home, tmp_path, capsys):
   fails(capsys, [*base, "[MASK]", "--top-p=2"], "decode.top_p = 2.0")
   fails(capsys, [*base, "[MASK]", "--stop-regex=("], "--stop-regex=(")
   fails(capsys, [*base, "[MASK]", "--stop-repeats=1"], "--stop-repeats=1")
-  fails(capsys, [*base, "[MASK]", "--commit=posterior"], "no noise levels")
+  fails(capsys, [*base, "[MASK]", "--stop-entropy=3"], "--stop-entropy=3: must be N:X")
+  fails(capsys, [*base, "[MASK]", "--stop-confidence=0:1"], "--stop-confidence=0:1")
+  fails(capsys, [*base, "[MASK]", "--drafts=0"], "decode.drafts = 0")
+  fails(capsys, [*base, "[MASK]", "--drafts=2", "--commit=margin"], "decode.drafts = 2")
+  fails(capsys, [*base, "[MASK]", "--batch-size=0"], "--batch-size=0")
   fails(capsys, [*base, f"--input={tmp_path}/gone"], "gone", "No such file")
   (tmp_path / "bad.jsonl").write_text('{"body": 3}')
   fails(capsys, [*base, f"--input={tmp_path}/bad.jsonl"], "line 1", '"text"')
   gap = ["infill", f"--checkpoint={home}/ar", "It [MASK] was"]
   fails(capsys, gap, "cannot fill gaps")
+  tail = ["infill", f"--checkpoint={home}/ar", "It [MASK]"]
+  fails(capsys, [*tail, "--commit=posterior"], "no noise schedule")
+  fails(capsys, [*tail, "--drafts=2"], "decode.drafts = 2: must be null")
 
 
 def test_model(home):
