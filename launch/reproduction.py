@@ -23,7 +23,8 @@ from set_diffusion_jax import UserError, cli, data, load, workdir
 from set_diffusion_jax.config import Config
 from set_diffusion_jax.evaluate import Likelihood
 from set_diffusion_jax.rng import row_keys
-from set_diffusion_jax.train import Run, gradient_variance, micro_gradients, train
+from set_diffusion_jax.step import gradient_variance, micro_gradients
+from set_diffusion_jax.train import Run, train
 
 CONFIG = pathlib.Path(__file__).parents[1] / "configs" / "reproduction.py"
 HELD_OUT = 0.05  # the last part of each text

@@ -16,6 +16,7 @@ LEVELS = [
   ["model", "loss", "sharding", "metrics", "workdir", "checkpoint"],
   ["objective", "state"],
   ["decode", "evaluate", "weights", "convert"],
+  ["step"],
   ["train", "api", "picture"],
   ["cli"],
 ]
