@@ -171,6 +171,7 @@ class Objective:
       streams.target,
       self.network.vocab_size,
       self.suppressed,
+      self.network.ways,
     )
 
   def training_nats(

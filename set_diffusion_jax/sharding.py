@@ -4,7 +4,8 @@ import re
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.experimental import mesh_utils
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from set_diffusion_jax.config import MeshConfig
 from set_diffusion_jax.errors import UserError
@@ -46,14 +47,49 @@ def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Me
     UserError: the axes do not multiply to the number of devices.
   """
   devices = jax.devices() if devices is None else devices
+  return Mesh(_arranged(devices, _mesh_shape(config, len(devices))), AXES)
+
+
+def abstract_mesh(config: MeshConfig, devices: int) -> AbstractMesh:
+  """The mesh over so many devices that are not described; raises as `make_mesh`."""
+  return AbstractMesh(_mesh_shape(config, devices), AXES)
+
+
+def _mesh_shape(config: MeshConfig, devices: int) -> tuple[int, int, int]:
   inner = config.fsdp * config.tensor
-  data = len(devices) // inner if config.data == -1 else config.data
-  if data * inner != len(devices):
+  data = devices // inner if config.data == -1 else config.data
+  if data * inner != devices:
     axes = f"mesh = {config.data} x {config.fsdp} x {config.tensor}"
     raise UserError(
-      f"{axes} (data, fsdp, tensor): must multiply to the {len(devices)} devices"
+      f"{axes} (data, fsdp, tensor): must multiply to the {devices} devices"
     )
-  return Mesh(np.array(devices).reshape(data, config.fsdp, config.tensor), AXES)
+  return data, config.fsdp, config.tensor
+
+
+def _arranged(devices: list[jax.Device], shape: tuple[int, int, int]) -> np.ndarray:
+  """Devices in the shape of a mesh; on TPU, its axes follow the interconnect's.
+
+  Several slices lie one after another along the data axis, so that only gradients go
+  through the slower network between them.
+
+  Raises:
+    UserError: the slices do not divide the data axis.
+  """
+  if devices[0].platform != "tpu":
+    return np.array(devices).reshape(shape)
+  slices = len({getattr(device, "slice_index", 0) for device in devices})
+  if shape[0] % slices:
+    raise UserError(
+      f"mesh.data = {shape[0]}: must be a multiple of the {slices} slices"
+    )
+  if slices == 1:
+    return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+  return mesh_utils.create_hybrid_device_mesh(
+    (shape[0] // slices, *shape[1:]),
+    (slices, 1, 1),
+    devices,
+    allow_split_physical_axes=True,
+  )
 
 
 def check_batch(field: str, size: int, mesh: Mesh, accumulate: int = 1) -> None:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 
 from set_diffusion_jax import sharding, state
 from set_diffusion_jax.checkpoint import abstract
@@ -139,10 +139,15 @@ def make_mesh(config: Config, devices: list[jax.Device] | None = None) -> Mesh:
     UserError: the mesh does not fit the devices, or the global batch the mesh.
   """
   mesh = sharding.make_mesh(config.mesh, devices)
+  check_mesh(config, mesh)
+  return mesh
+
+
+def check_mesh(config: Config, mesh: Mesh | AbstractMesh) -> None:
+  """UserError unless the global batch can be laid out on a mesh."""
   sharding.check_batch(
     "train.batch_size", config.train.batch_size, mesh, config.train.accumulate
   )
-  return mesh
 
 
 @dataclasses.dataclass
@@ -150,13 +155,15 @@ class Program:
   """What is compiled for a configuration on a mesh; needs neither data nor devices."""
 
   config: Config
-  mesh: Mesh
+  mesh: Mesh | AbstractMesh
   objective: Objective
   shardings: TrainState
 
   @classmethod
-  def of(cls, config: Config, vocabulary: Vocabulary, mesh: Mesh) -> "Program":
-    """On a mesh of `make_mesh`."""
+  def of(
+    cls, config: Config, vocabulary: Vocabulary, mesh: Mesh | AbstractMesh
+  ) -> "Program":
+    """On a mesh that passes `check_mesh`; nothing runs on an abstract one."""
     rows = sharding.activation_sharding(mesh)
     network = build_network(config.model, vocabulary.size, rows)
     objective = Objective(config, network, vocabulary.mask, vocabulary.eos)

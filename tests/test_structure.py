@@ -17,7 +17,7 @@ LEVELS = [
   ["objective", "state"],
   ["decode", "evaluate", "weights", "convert"],
   ["step"],
-  ["train", "api", "picture"],
+  ["train", "api", "picture", "plan"],
   ["cli"],
 ]
 LEVEL = {room: number for number, rooms in enumerate(LEVELS) for room in rooms}

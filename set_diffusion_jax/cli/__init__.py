@@ -11,6 +11,7 @@ from set_diffusion_jax.cli.files import check_output
 from set_diffusion_jax.cli.generate import infill, sample
 from set_diffusion_jax.cli.inspect import convert, inspect
 from set_diffusion_jax.cli.parser import make_parser
+from set_diffusion_jax.cli.plan import plan
 from set_diffusion_jax.errors import NonFiniteError, UserError
 
 __all__ = ["main", "quiet", "read_config"]
@@ -34,6 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
       from set_diffusion_jax.train import train
 
       train(read_config(configuration), arguments.workdir)
+    elif arguments.verb == "plan":
+      return plan(arguments, configuration)
     elif arguments.verb == "inspect":
       inspect(arguments, configuration)
     elif arguments.verb == "convert":

@@ -9,8 +9,8 @@ from set_diffusion_jax.errors import UserError
 
 _ABOUT = """Set Diffusion language models: train, evaluate, generate, convert.
 
-Exit codes: 0 done; 2 your mistake, one line on stderr; 4 non-finite loss; 130
-interrupted.
+Exit codes: 0 done; 2 your mistake, one line on stderr; 3 does not fit (plan); 4
+non-finite loss; 130 interrupted.
 """
 _CONFIG_HELP = (
   "--config=FILE[:key=value,...] names the configuration (required); "
@@ -55,6 +55,7 @@ def make_parser() -> argparse.ArgumentParser:
   )
   _generation(infill, "text")
 
+  _plan(verb("plan", "What a run needs, and how fast it can be, on chips elsewhere."))
   _convert(verb("convert", "Convert a checkpoint to the other side: Orbax, PyTorch."))
   _inspect(verb("inspect", "What a checkpoint holds, or who sees whom for a method."))
   return parser
@@ -104,6 +105,23 @@ def _convert(parser: argparse.ArgumentParser) -> None:
     metavar="FILE.json",
     help="figures for the model card, as evaluate --output wrote them",
   )
+
+
+def _plan(parser: argparse.ArgumentParser) -> None:
+  parser.add_argument(
+    "--topology",
+    required=True,
+    help="v4:4x4x4, v5e:16x16, v5p:4x4x4, v6e:16x16, or gpu:h100x64 and the like",
+  )
+  parser.add_argument("--slices", type=int, default=1, help="TPU slices of --topology")
+  parser.add_argument(
+    "--vocabulary-size",
+    type=int,
+    metavar="N",
+    help="ids, [MASK] included; default: those of data.tokenizer",
+  )
+  parser.add_argument("--json", type=pathlib.Path, metavar="FILE.json")
+  parser.epilog = _CONFIG_HELP
 
 
 def _inspect(parser: argparse.ArgumentParser) -> None:

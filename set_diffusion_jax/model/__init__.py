@@ -23,6 +23,12 @@ class Network:
   module: nn.Module
   vocab_size: int
 
+  @property
+  def ways(self) -> int:
+    """Parts that the rows of a batch are laid out in; 1 without a mesh."""
+    rows = self.module.rows
+    return 1 if rows is None else rows.mesh.shape["data"] * rows.mesh.shape["fsdp"]
+
   def init(self, key: jax.Array) -> dict:
     """Fresh float32 parameters."""
     tokens = jnp.zeros((1, 2), jnp.int32)

@@ -166,6 +166,19 @@ def _bands(index: TokenIndex, intervals: KeyIntervals) -> Iterator[_Band]:
       yield _Band(queries, keys, bounds, own=noisy and reach == 1)
 
 
+def scored_pairs(index: TokenIndex) -> int:
+  """Query-key pairs whose score is computed, of one row and one head."""
+  found = []
+
+  def count(index):
+    for band in _bands(index, key_intervals(index)):
+      keys = sum(run.stop - run.start for run in band.keys)
+      found.append((band.queries.stop - band.queries.start) * (keys + band.own))
+
+  jax.eval_shape(count, index)
+  return sum(found)
+
+
 def _split(x: Array) -> Array:
   """[..., P, last] -> [pieces, ..., PIECE, last], for scanning over pieces."""
   x = x.reshape(*x.shape[:-2], -1, PIECE, x.shape[-1])
