@@ -16,6 +16,7 @@ from set_diffusion_jax.order import (
   Order,
   draw_order,
   groups,
+  has_aligned_sets,
   masked_last,
   position_offset,
   set_reach,
@@ -136,7 +137,7 @@ class Objective:
     """What the model reads under an order and a noise, and what it is to predict."""
     published = self.config.compat == "setdlms"
     if self.one_stream:
-      return corrupt.one_stream(batch, order, published)
+      return self._aligned(corrupt.one_stream(batch, order, published))
     bos = "context"
     if published and self.config.data.bos:
       bos = "counted" if train else "masked"
@@ -145,7 +146,7 @@ class Objective:
     active = method.predict == "active"
     if active:
       order = masked_last(order, noise.masked, batch.valid)
-    return corrupt.denoising(
+    streams = corrupt.denoising(
       batch,
       order,
       noise,
@@ -156,6 +157,11 @@ class Objective:
       full=not self.has_levels,
       bos=bos,
     )
+    return self._aligned(streams)
+
+  def _aligned(self, streams: Streams) -> Streams:
+    aligned = has_aligned_sets(self.config.method)
+    return streams._replace(index=streams.index.replace(aligned=aligned))
 
   def nats(
     self, params, streams: Streams, dropout_keys: Key[Array, " B"] | None = None

@@ -165,7 +165,8 @@ class Program:
   ) -> "Program":
     """On a mesh that passes `check_mesh`; nothing runs on an abstract one."""
     rows = sharding.activation_sharding(mesh)
-    network = build_network(config.model, vocabulary.size, rows)
+    tpus = sharding.tpu_mesh(mesh)
+    network = build_network(config.model, vocabulary.size, rows, tpus)
     objective = Objective(config, network, vocabulary.mask, vocabulary.eos)
     shapes = jax.eval_shape(functools.partial(state.init_state, config, network))
     return cls(config, mesh, objective, sharding.state_shardings(shapes, mesh))

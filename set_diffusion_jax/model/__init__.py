@@ -5,7 +5,7 @@ import dataclasses
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding
+from jax.sharding import Mesh, NamedSharding
 
 from set_diffusion_jax.config import ModelConfig
 from set_diffusion_jax.index import clean_stream
@@ -47,7 +47,10 @@ class Network:
 
 
 def build_network(
-  config: ModelConfig, vocab_size: int, rows: NamedSharding | None = None
+  config: ModelConfig,
+  vocab_size: int,
+  rows: NamedSharding | None = None,
+  tpus: Mesh | None = None,
 ) -> Network:
   """The transformer that a configuration asks for.
 
@@ -55,5 +58,6 @@ def build_network(
     config: sizes.
     vocab_size: V.
     rows: how activations are laid out on a mesh, by their first axis.
+    tpus: the mesh, if it is one of TPUs, for kernels that only they have.
   """
-  return Network(Transformer(config, vocab_size, rows), vocab_size)
+  return Network(Transformer(config, vocab_size, rows, tpus), vocab_size)

@@ -9,9 +9,11 @@ from typing import NamedTuple
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
 from set_diffusion_jax.index import KeyIntervals, TokenIndex, attends, key_intervals
+from set_diffusion_jax.model import splash
 from set_diffusion_jax.model.layers import precision
 
 # Queries that are scored at once, and the most bands of keys that they are scored by.
@@ -36,13 +38,23 @@ class Cache:
   index: TokenIndex
 
 
-class Shared(NamedTuple):
-  """What all layers are given alike: the index, rotary angles, adaLN's condition."""
+@flax.struct.dataclass
+class Shared:
+  """What all layers are given alike.
+
+  Attributes:
+    index: of the slots.
+    angles: of rotary positions.
+    cache_index: of the cache, if there is one.
+    condition: of adaLN, if there is one.
+    tpus: the mesh, if it is one of TPUs (static): attention has a kernel there.
+  """
 
   index: TokenIndex
   angles: Float[Array, "B 1 T half"]
   cache_index: TokenIndex | None
   condition: Float[Array, " C"] | None
+  tpus: Mesh | None = flax.struct.field(pytree_node=False, default=None)
 
 
 def attention(
@@ -60,8 +72,13 @@ def attention(
     v: their values.
     shared: `index` of the T slots; without a cache they are in generation order.
     cached: keys and values [B, G, K, Dh] of earlier clean tokens, seen as well.
+
+  On TPU, splash attention where it can say the mask (`splash.applies`); elsewhere, and
+  for everything else, blocked XLA; few queries over a cache, the predicate itself.
   """
   q = q * q.shape[-1] ** -0.5
+  if cached is None and splash.applies(shared.index, q.dtype, shared.tpus):
+    return splash.splash_attention(q, k, v, shared.index, shared.tpus)
   spread = lambda x: jnp.repeat(x.astype(q.dtype), q.shape[1] // x.shape[1], axis=1)
   k, v, index = spread(k), spread(v), shared.index
   if cached is None:
@@ -166,8 +183,10 @@ def _bands(index: TokenIndex, intervals: KeyIntervals) -> Iterator[_Band]:
       yield _Band(queries, keys, bounds, own=noisy and reach == 1)
 
 
-def scored_pairs(index: TokenIndex) -> int:
+def scored_pairs(index: TokenIndex, dtype, tpus: Mesh | None) -> int:
   """Query-key pairs whose score is computed, of one row and one head."""
+  if splash.applies(index, dtype, tpus):
+    return splash.scored_pairs(index)
   found = []
 
   def count(index):

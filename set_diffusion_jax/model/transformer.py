@@ -6,7 +6,7 @@ What differs between methods is in the index arrays.
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding
+from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Float, Int, Key
 
 from set_diffusion_jax.config import ModelConfig
@@ -34,6 +34,7 @@ class Transformer(nn.Module):
   config: ModelConfig
   vocab_size: int
   rows: NamedSharding | None = None  # of activations, where there is a mesh
+  tpus: Mesh | None = None  # the mesh, if it is one of TPUs
 
   def setup(self):
     c = self.config
@@ -89,7 +90,7 @@ class Transformer(nn.Module):
     cached, cache_index = None, None
     if cache is not None:
       cached, cache_index = (cache.k, cache.v), cache.index
-    shared = Shared(index, angles, cache_index, condition)
+    shared = Shared(index, angles, cache_index, condition, self.tpus)
     h, new = self.blocks(h, cached, keys, shared)
     return by_row(h, self.rows), new
 

@@ -16,6 +16,17 @@ _RIGHT = (
 )
 
 
+# What keeps libtpu, which is only to compile, from looking for TPUs: it asks no cloud
+# who it is, takes no lock and says nothing.
+_ENVIRONMENT = {
+  "TPU_SKIP_MDS_QUERY": "1",
+  "TPU_ACCELERATOR_TYPE": "v5litepod-1",
+  "TPU_WORKER_HOSTNAMES": "localhost",
+  "TPU_STDERR_LOG_LEVEL": "3",
+  "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class Topology:
   """What is planned for.
@@ -74,10 +85,8 @@ def described_devices(topology: Topology) -> list[Any]:
     raise UserError(
       f"--topology={topology.name}: needs libtpu; pip install 'set_diffusion_jax[tpu]'"
     )
-  os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # or it looks for a cloud's server
-  os.environ.setdefault("TPU_STDERR_LOG_LEVEL", "3")
-  os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
-  os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-1")
+  for name, value in _ENVIRONMENT.items():
+    os.environ.setdefault(name, value)
   import jax
   from jax.experimental import topologies
 

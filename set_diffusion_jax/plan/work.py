@@ -66,6 +66,8 @@ def step_flops(program: Program) -> Flops:
     found.index.slots,
     predicted,
     visible_pairs(config.method, length),
-    scored_pairs(found.index),
+    scored_pairs(
+      found.index, jnp.dtype(config.model.dtype), objective.network.module.tpus
+    ),
     pieces=piece < predicted,
   )
