@@ -7,8 +7,8 @@ ROOT = pathlib.Path(__file__).parents[1] / "set_diffusion_jax"
 
 # Each room may import from the rooms of its line and of the lines above it.
 LEVELS = [
-  ["errors", "version"],
-  ["config", "rng"],
+  ["errors", "version", "preemption"],
+  ["config", "rng", "cluster", "processes"],
   ["schedules", "data"],
   ["order"],
   ["index"],
@@ -17,7 +17,7 @@ LEVELS = [
   ["objective", "state"],
   ["decode", "evaluate", "weights", "convert"],
   ["step"],
-  ["train", "api", "picture", "plan"],
+  ["train", "api", "picture", "plan", "throughput", "journal"],
   ["cli"],
 ]
 LEVEL = {room: number for number, rooms in enumerate(LEVELS) for room in rooms}

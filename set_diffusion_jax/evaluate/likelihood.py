@@ -132,13 +132,16 @@ class Evaluator:
     config = objective.config.evaluate
     total = len(held_out)
     self.total = total if config.sequences is None else min(config.sequences, total)
-    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    ways = sharding.row_ways(mesh)
     self._batch_size = -(-min(config.batch_size, self.total) // ways) * ways
     self.held_out = held_out
     self._objective = objective
     self._order = _read_order(config.order, objective.config.data.length, self.total)
     self._sharding = sharding.batch_sharding(mesh)
-    self._sums = jax.jit(functools.partial(_row_sums, objective))
+    # Every process has all figures, and goes through the same batches.
+    self._sums = jax.jit(
+      functools.partial(_row_sums, objective), out_shardings=sharding.replicated(mesh)
+    )
 
   def run(
     self,
@@ -161,7 +164,7 @@ class Evaluator:
     ):
       order = None if self._order is None else self._order[rows % len(self._order)]
       batch = Batch(**examples, row=rows)
-      arguments = jax.device_put((batch, sizes, order), self._sharding)
+      arguments = sharding.place((batch, sizes, order), self._sharding)
       columns, batch_losses = jax.device_get(self._sums(params, *arguments))
       used = examples["valid"].any(-1)
       figures = np.stack(columns, axis=-1)[used].tolist()
