@@ -3,7 +3,8 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 import jax
@@ -16,7 +17,7 @@ from set_diffusion_jax import data, sharding
 from set_diffusion_jax.corrupt import Batch
 from set_diffusion_jax.errors import UserError
 from set_diffusion_jax.evaluate.clip import Clip, SetLosses, search_clip, set_losses
-from set_diffusion_jax.evaluate.partial import PartialResults, Row
+from set_diffusion_jax.evaluate.partial import Row
 from set_diffusion_jax.loss import weighted
 from set_diffusion_jax.objective import Objective
 from set_diffusion_jax.order import given_order, groups
@@ -146,17 +147,17 @@ class Evaluator:
   def run(
     self,
     params,
-    advance: Callable[[int], None] = lambda rows: None,
-    partial: PartialResults | None = None,
+    advance: Callable[[dict[int, Row]], None] = lambda rows: None,
+    before: Mapping[int, Row] = MappingProxyType({}),
   ) -> Evaluation:
     """Evaluates the held-out sequences.
 
     Args:
       params: of the network.
-      advance: is told after each batch how many rows it did.
-      partial: rows that were done before; they are not done again.
+      advance: is told after each batch which rows it did, with their figures.
+      before: rows that were done before, in all processes the same.
     """
-    done: dict[int, Row] = dict(partial.rows) if partial else {}
+    done: dict[int, Row] = dict(before)
     todo = np.array([row for row in range(self.total) if row not in done], np.int64)
     losses = []
     for examples, sizes, rows in data.evaluation_batches(
@@ -172,9 +173,7 @@ class Evaluator:
       done |= new
       if batch_losses is not None:
         losses.append(batch_losses)
-      if partial:
-        partial.add(new)
-      advance(len(new))
+      advance(new)
     columns = np.array([done[row] for row in range(self.total)], np.float64).T
     clip = None
     if losses:
