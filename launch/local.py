@@ -3,9 +3,9 @@
   python launch/local.py -- train --config=configs/quickstart.py --workdir=runs/one
   python launch/local.py --processes=4 --devices=2 -- train --config=... --workdir=...
 
-Exit code 42 of a process (stopped by SIGTERM, after saving) starts all of them again; so
-do 134 and 137 (aborted, killed), but only --restarts times; anything else ends it, with
-that code. SIGTERM or Ctrl-C to this program lets the run save, and ends with 42.
+Exit code 42 of a process (stopped by SIGTERM, after saving) starts all of them again;
+so do 134 and 137 (aborted, killed), but only --restarts times; anything else ends it,
+with that code. SIGTERM or Ctrl-C to this program lets the run save, and ends with 42.
 """
 
 import os

@@ -6,11 +6,12 @@ import jax
 import numpy as np
 
 from set_diffusion_jax import processes, state
-from set_diffusion_jax.config import Config
 from set_diffusion_jax.errors import NonFiniteError
 from set_diffusion_jax.evaluate import Clip, Likelihood
 from set_diffusion_jax.metrics import MetricsWriter, Progress
-from set_diffusion_jax.throughput import CompileTime, peak_flops, step_flops
+from set_diffusion_jax.plan.work import step_flops
+from set_diffusion_jax.step import Program
+from set_diffusion_jax.throughput import CompileTime, peak_flops
 
 
 class Journal:
@@ -21,20 +22,20 @@ class Journal:
 
   def __init__(
     self,
-    config: Config,
-    vocabulary: int,
+    program: Program,
     writer: MetricsWriter,
     progress: Progress,
     compiled: CompileTime,
     step: int,
   ):
+    config = program.config
     self._rate = state.learning_rate(config.optimizer, config.train)
     self._writer, self._progress, self._compiled = writer, progress, compiled
     self.pending: list[tuple[int, dict]] = []
     self._length = config.data.length * config.train.batch_size
-    self._flops = step_flops(config, vocabulary)
     peak = peak_flops(jax.devices()[0].device_kind)
     self._peak = None if peak is None else peak * jax.device_count()
+    self._flops = None if peak is None else step_flops(program).model
     self._last, self._input = step, 0.0
     self._restart()
 

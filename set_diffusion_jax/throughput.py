@@ -1,52 +1,35 @@
-"""How fast a run goes: FLOPs of a step, MFU, time spent compiling, traces."""
+"""How fast a run goes: MFU, time spent compiling, traces."""
 
 import pathlib
 
 import jax
 
-from set_diffusion_jax.config import Config
+from set_diffusion_jax.plan.chips import GPUS, TPUS
 
-# Dense bfloat16 operations per second of one jax device, from the makers' data sheets,
-# by what `device_kind` starts with; of several that fit, the longest counts.
-PEAK_FLOPS = {
-  "TPU v4": 275e12,
-  "TPU v5 lite": 197e12,
-  "TPU v5e": 197e12,
-  "TPU v5": 459e12,
-  "TPU v6 lite": 918e12,
-  "TPU v6e": 918e12,
-  "NVIDIA A100": 312e12,
-  "NVIDIA H100": 989e12,
-  "NVIDIA H100 PCIe": 756e12,
-  "NVIDIA H200": 989e12,
-  "NVIDIA B200": 2250e12,
+# What a `device_kind` starts with; of several that fit, the longest counts.
+CHIPS = {
+  "TPU v4": TPUS["v4"],
+  "TPU v5 lite": TPUS["v5e"],
+  "TPU v5e": TPUS["v5e"],
+  "TPU v5": TPUS["v5p"],
+  "TPU v6 lite": TPUS["v6e"],
+  "TPU v6e": TPUS["v6e"],
+  "NVIDIA A100": GPUS["a100"],
+  "NVIDIA H100 80GB HBM3": GPUS["h100"],  # not the PCIe board
+  "NVIDIA H200": GPUS["h200"],
+  "NVIDIA B200": GPUS["b200"],
 }
 _COMPILE = "/jax/core/compile/backend_compile_duration"
 _TRACED = range(3, 6)  # steps after the first one, which compiles, and those it warms
 
 
 def peak_flops(kind: str) -> float | None:
-  """Of a device kind; None where it is not in the table, as for a CPU."""
-  fits = [name for name in PEAK_FLOPS if kind.startswith(name)]
-  return PEAK_FLOPS[max(fits, key=len)] if fits else None
+  """Dense bfloat16 operations a second of a device kind, by its maker's data sheet.
 
-
-def step_flops(config: Config, vocabulary: int) -> float:
-  """Matrix multiplications of one training step, forward and twice that backward.
-
-  What the method needs: nothing for recomputed layers, and in attention the pairs that
-  see each other. A clean and a noisy stream go through the layers, one for AR; logits
-  are of one of them.
+  None where it is not in the table, as for a CPU.
   """
-  m, length = config.model, config.data.length
-  streams = 1 if config.method.name == "ar" else 2
-  heads = m.heads * m.head_width
-  attention = 2 * m.width * (heads + m.key_heads * m.head_width)
-  ffn = m.width * m.ffn * (2 if m.backbone == "dit" else 3)
-  pairs = {"ar": 0.5, "masked": 2.0}.get(config.method.name, 1.0) * length**2
-  layer = 2 * (attention + ffn) * streams * length + 4 * heads * pairs
-  logits = 2 * m.width * vocabulary * length
-  return 3 * (m.layers * layer + logits) * config.train.batch_size
+  fits = [name for name in CHIPS if kind.startswith(name)]
+  return CHIPS[max(fits, key=len)].flops if fits else None
 
 
 class CompileTime:

@@ -159,8 +159,7 @@ def train(
   ):
     for line in news:
       progress.say(line)
-    vocabulary = run.corpus.tokenizer.vocabulary.size
-    journal = Journal(config, vocabulary, writer, progress, compiled, first)
+    journal = Journal(run, writer, progress, compiled, first)
 
     def evaluated(step: int, current: TrainState) -> tuple[TrainState, float]:
       """The state with what an evaluation changes in it, and nats per token."""

@@ -12,6 +12,7 @@ from set_diffusion_jax.index import clean_stream
 from set_diffusion_jax.model.attention import Cache
 from set_diffusion_jax.model.transformer import Transformer
 from set_diffusion_jax.order import left_to_right
+from set_diffusion_jax.sharding import row_ways
 
 __all__ = ["Cache", "Network", "build_network"]
 
@@ -27,7 +28,7 @@ class Network:
   def ways(self) -> int:
     """Parts that the rows of a batch are laid out in; 1 without a mesh."""
     rows = self.module.rows
-    return 1 if rows is None else rows.mesh.shape["data"] * rows.mesh.shape["fsdp"]
+    return 1 if rows is None else row_ways(rows.mesh)
 
   def init(self, key: jax.Array) -> dict:
     """Fresh float32 parameters."""

@@ -18,6 +18,7 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float
 
 from set_diffusion_jax.index import TokenIndex
+from set_diffusion_jax.sharding import ROWS
 
 # Tiles of queries and keys, the largest that divides a stream's length. The kernel
 # wants multiples of 128.
@@ -115,12 +116,11 @@ def splash_attention(
     return jax.vmap(kernel)(q, k, v, splash.SegmentIds(part, part))
 
   tensor = "tensor" if heads % mesh.shape["tensor"] == 0 else None
-  rows = ("data", "fsdp")
-  layout = PartitionSpec(rows, tensor, None, None)
+  layout = PartitionSpec(ROWS, tensor, None, None)
   mapped = jax.shard_map(
     local,
     mesh=mesh,
-    in_specs=(layout, layout, layout, PartitionSpec(rows, None)),
+    in_specs=(layout, layout, layout, PartitionSpec(ROWS, None)),
     out_specs=layout,
     check_vma=False,
   )

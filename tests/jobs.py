@@ -1,0 +1,85 @@
+"""Jobs of several processes on this machine, for tests."""
+
+import os
+import pathlib
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+ROOT = pathlib.Path(__file__).parents[1]
+TIMEOUT = 400  # seconds; a job takes a tenth of it on a quiet machine
+
+
+def config_file(folder, settings) -> pathlib.Path:
+  """A configuration file with the fields of `settings`."""
+  path = folder / "settings.py"
+  path.write_text(
+    "import json\nfrom set_diffusion_jax.config import default_config\n"
+    "def get_config(_=''):\n"
+    "  config = default_config()\n"
+    f"  config.update(json.loads({settings.to_json()!r}))\n"
+    "  return config\n"
+  )
+  return path
+
+
+def environment(devices: int, **more: str) -> dict:
+  """Of a process with so many CPU devices."""
+  flags = f"--xla_force_host_platform_device_count={devices}"
+  return {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", **more}
+
+
+class Job:
+  """The processes of one command; the output of each is kept in a file."""
+
+  def __init__(self, folder, count: int, devices: int, command, extra=None):
+    """`extra[i]` are arguments of process i alone."""
+    with socket.socket() as listener:
+      listener.bind(("127.0.0.1", 0))
+      address = f"127.0.0.1:{listener.getsockname()[1]}"
+    self.logs, self.processes = [], []
+    for index in range(count):
+      log = folder / f"log-{time.monotonic_ns()}-{index}"
+      words = [sys.executable, "-m", "set_diffusion_jax", *command]
+      if count > 1:
+        words += [f"--coordinator={address}", f"--processes={count}"]
+        words += [f"--process={index}"]
+      words += (extra or {}).get(index, [])
+      with log.open("w") as file:
+        process = subprocess.Popen(
+          words, cwd=ROOT, env=environment(devices), stdout=file, stderr=file
+        )
+      self.logs.append(log)
+      self.processes.append(process)
+
+  def wait(self) -> list[int]:
+    """The exit codes, once all have ended."""
+    deadline = time.monotonic() + TIMEOUT
+    try:
+      for process in self.processes:
+        process.wait(max(1.0, deadline - time.monotonic()))
+    finally:
+      self.kill()
+    return [process.returncode for process in self.processes]
+
+  def kill(self) -> None:
+    """Ends what still runs."""
+    for process in self.processes:
+      if process.poll() is None:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+
+  def text(self, index: int = 0) -> str:
+    """What a process has printed."""
+    return self.logs[index].read_text()
+
+  def reach(self, step: int) -> None:
+    """Waits until the first process has printed a step."""
+    deadline = time.monotonic() + TIMEOUT
+    while not re.search(rf"^step {step} ", self.text(), re.MULTILINE):
+      assert self.processes[0].poll() is None, self.text()
+      assert time.monotonic() < deadline
+      time.sleep(0.05)
