@@ -92,6 +92,12 @@ def _arranged(
   )
 
 
+def tpu_mesh(mesh: Mesh | AbstractMesh) -> Mesh | None:
+  """The mesh if its devices are TPUs."""
+  real = isinstance(mesh, Mesh) and mesh.devices.flat[0].platform == "tpu"
+  return mesh if real else None
+
+
 def check_batch(field: str, size: int, mesh: Mesh, accumulate: int = 1) -> None:
   """UserError unless a global batch can be split over its axes and micro-batches."""
   ways = row_ways(mesh) * accumulate
