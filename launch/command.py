@@ -5,7 +5,8 @@ itself stands after `--` and goes to set-diffusion as it is.
 """
 
 import argparse
-import pathlib
+import itertools
+import re
 import shlex
 import subprocess
 import sys
@@ -13,7 +14,9 @@ from collections.abc import Sequence
 
 VERBS = ("train", "evaluate")
 PREEMPTED = 42  # saved and stopped: start again, as often as it takes
-CRASHED = (134, 137)  # aborted, killed: a host or a process died; start again, counted
+# Did not meet the others, aborted, killed: a host or a process died. Start again, so
+# many times. Whatever else a process ends with would happen again.
+CRASHED = (5, 134, 137)
 
 
 class Launcher(argparse.ArgumentParser):
@@ -57,39 +60,60 @@ def whole(text: str) -> int:
   return int(text)
 
 
+def name(text: str) -> str:
+  """A name that every scheduler takes: also one of a host."""
+  if not re.fullmatch(r"[a-z]([a-z0-9-]{0,38}[a-z0-9])?", text):
+    right = "must be lower-case letters, digits and dashes, at most 40"
+    raise argparse.ArgumentTypeError(f"{text}: {right}")
+  return text
+
+
+def restarts(parser: Launcher) -> None:
+  """Adds --restarts."""
+  parser.add_argument(
+    "--restarts",
+    type=int,
+    default=3,
+    metavar="N",
+    help="after crashes; a run that saved and stopped is always restarted; default: 3",
+  )
+
+
+def topology(name: str, slices: int = 1):
+  """What `plan --topology` takes as well, such as v5e:16x16 and gpu:h100x64."""
+  # Imports jax, which the other launchers do without.
+  from set_diffusion_jax import UserError
+  from set_diffusion_jax.plan import parse_topology
+
+  try:
+    return parse_topology(name, slices)
+  except UserError as error:
+    print(f"error: {error}", file=sys.stderr)
+    raise SystemExit(2) from None
+
+
 def lines(words: Sequence[str]) -> str:
   """A command as one can paste it, an option a line where it is long."""
   short = shlex.join(words)
   if len(short) <= 88:
     return short
-  return " \\\n  ".join(shlex.quote(word) for word in words)
+  options = [i for i, word in enumerate(words) if word.startswith("--")]
+  cuts = [0, *options, len(words)]
+  rows = [shlex.join(words[a:b]) for a, b in itertools.pairwise(cuts) if a < b]
+  return " \\\n  ".join(rows)
 
 
-def run(commands: Sequence[Sequence[str]], files: dict[str, str], dry_run: bool) -> int:
-  """Writes files and runs commands until one fails, or prints all of it.
-
-  Args:
-    commands: each a list of words.
-    files: texts by path; "-" is printed only.
-    dry_run: print, and do neither.
+def run(words: Sequence[str], text: str, dry_run: bool) -> int:
+  """Runs a command with a text as its standard input, or prints both to be pasted.
 
   Returns:
     The exit code.
   """
   if dry_run:
-    for path, text in files.items():
-      print(f"# {path}\n{text}" if path != "-" else text, end="")
-    for command in commands:
-      print(lines(command))
+    print(f"{lines(words)} <<'END'\n{text}END")
     return 0
-  for path, text in files.items():
-    pathlib.Path(path).write_text(text)
-  for command in commands:
-    try:
-      code = subprocess.run(command, check=False).returncode
-    except FileNotFoundError:
-      print(f"error: {command[0]}: is not installed on this machine", file=sys.stderr)
-      return 2
-    if code:
-      return code
-  return 0
+  try:
+    return subprocess.run(words, input=text, text=True, check=False).returncode
+  except FileNotFoundError:
+    print(f"error: {words[0]}: is not installed on this machine", file=sys.stderr)
+    return 2

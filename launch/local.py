@@ -4,8 +4,9 @@
   python launch/local.py --processes=4 --devices=2 -- train --config=... --workdir=...
 
 Exit code 42 of a process (stopped by SIGTERM, after saving) starts all of them again;
-so do 134 and 137 (aborted, killed), but only --restarts times; anything else ends it,
-with that code. SIGTERM or Ctrl-C to this program lets the run save, and ends with 42.
+so do 5, 134 and 137 (no meeting, aborted, killed), but only --restarts times. Anything
+else ends it, with that code. SIGTERM or Ctrl-C to this program lets the run save, and
+ends with 42.
 """
 
 import os
@@ -153,16 +154,15 @@ def main() -> int:
     metavar="N",
     help="CPU devices of each process; default: whatever jax finds",
   )
-  parser.add_argument(
-    "--restarts", type=int, default=3, metavar="N", help="after crashes; default: 3"
-  )
+  shared.restarts(parser)
   options, command = parser.parse()
   if options.processes > 1 and options.devices is None:
     parser.error("--processes: needs --devices; one process drives all GPUs or TPUs")
   program = [sys.executable, "-m", "set_diffusion_jax", *command]
   if options.dry_run:
+    port = free_port()
     for index in range(options.processes):
-      variables = environment(options.processes, options.devices, index, free_port())
+      variables = environment(options.processes, options.devices, index, port)
       words = [f"{name}={shlex.quote(value)}" for name, value in variables.items()]
       print(" ".join([*words, shlex.join(program)]))
     return 0

@@ -7,10 +7,15 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 
 ROOT = pathlib.Path(__file__).parents[1]
 TIMEOUT = 400  # seconds; a job takes a tenth of it on a quiet machine
+
+
+# The same tiny programs are compiled by job after job.
+CACHE = tempfile.TemporaryDirectory(prefix="set-diffusion-jobs-")
 
 
 def config_file(folder, settings) -> pathlib.Path:
@@ -28,8 +33,13 @@ def config_file(folder, settings) -> pathlib.Path:
 
 def environment(devices: int, **more: str) -> dict:
   """Of a process with so many CPU devices."""
-  flags = f"--xla_force_host_platform_device_count={devices}"
-  return {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", **more}
+  variables = {
+    "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+    "JAX_PLATFORMS": "cpu",
+    "JAX_COMPILATION_CACHE_DIR": CACHE.name,
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+  }
+  return {**os.environ, **variables, **more}
 
 
 class Job:

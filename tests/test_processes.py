@@ -21,13 +21,7 @@ def command(folder, workdir, **changes):
   home = folder / f"config-{workdir.name}"
   home.mkdir(exist_ok=True)
   file = config_file(home, settings(folder, **{**WHOLE, **changes}))
-  cache = folder / "cache"
-  return [
-    "train",
-    f"--config={file}",
-    f"--workdir={workdir}",
-    f"--compilation-cache={cache}",
-  ]
+  return ["train", f"--config={file}", f"--workdir={workdir}"]
 
 
 def curve(workdir):
@@ -81,8 +75,7 @@ def test_any_mesh_over_processes_equals_one(tmp_path, count, mesh):
   many, one = tmp_path / "many", tmp_path / "one"
   job = Job(tmp_path, count, 2, command(tmp_path, many, **changes, **mesh))
   assert job.wait() == [0] * count, job.text()
-  job = Job(tmp_path, 1, 1, command(tmp_path, one, **changes))
-  assert job.wait() == [0], job.text()
+  train(config(tmp_path, **{**WHOLE, **changes}), one)
   assert_equal_curves(curve(many), curve(one))
 
 
@@ -102,8 +95,7 @@ LONG = {
 def test_killed_and_continued_by_other_processes(tmp_path):
   """SIGKILL of either process, and each time the job goes on with another count."""
   whole, run = tmp_path / "whole", tmp_path / "run"
-  job = Job(tmp_path, 1, 4, command(tmp_path, whole, **LONG))
-  assert job.wait() == [0], job.text()
+  train(config(tmp_path, **{**WHOLE, **LONG}), whole)
   arguments = command(tmp_path, run, **LONG)
   for count, devices, victim, step in ((2, 2, 1, 10), (4, 2, 0, 30)):
     job = Job(tmp_path, count, devices, arguments)
@@ -208,8 +200,7 @@ def test_a_damaged_step_is_passed_over_by_all(tmp_path):
 def test_evaluation_by_two_processes_equals_one(tmp_path):
   """The same figures; only the first process prints; interrupted work goes on."""
   work = tmp_path / "run"
-  job = Job(tmp_path, 1, 1, command(tmp_path, work, evaluate__batch_size=3))
-  assert job.wait() == [0], job.text()
+  train(config(tmp_path, **WHOLE, evaluate__batch_size=3), work)
   figures, texts = [], []
   for count in (1, 2):
     output = tmp_path / f"figures-{count}.json"
