@@ -211,7 +211,9 @@ class Checkpoints:
     path = self.folder / str(step)
     try:
       return handler.restore(epath.Path(path / name), args=args)
-    except (KeyError, ValueError, OSError, TypeError) as error:
+    except jax.errors.JaxRuntimeError:  # out of memory is no damage
+      raise
+    except Exception as error:  # Orbax raises just that, among others
       reason = str(error).strip().splitlines()[0][:160] if str(error) else repr(error)
       raise DamagedError(f"{path}: is damaged or incomplete ({reason})") from error
     finally:

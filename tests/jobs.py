@@ -42,14 +42,28 @@ def environment(devices: int, **more: str) -> dict:
   return {**os.environ, **variables, **more}
 
 
+def free_port() -> int:
+  with socket.socket() as listener:
+    listener.bind(("127.0.0.1", 0))
+    return listener.getsockname()[1]
+
+
+def python(log: pathlib.Path, code: str, variables: dict):
+  """A log file and the process that runs `code` and prints there."""
+  with log.open("w") as file:
+    words = [sys.executable, "-c", code]
+    process = subprocess.Popen(
+      words, cwd=ROOT, env=variables, stdout=file, stderr=subprocess.STDOUT
+    )
+  return log, process
+
+
 class Job:
   """The processes of one command; the output of each is kept in a file."""
 
   def __init__(self, folder, count: int, devices: int, command, extra=None):
     """`extra[i]` are arguments of process i alone."""
-    with socket.socket() as listener:
-      listener.bind(("127.0.0.1", 0))
-      address = f"127.0.0.1:{listener.getsockname()[1]}"
+    address = f"127.0.0.1:{free_port()}"
     self.logs, self.processes = [], []
     for index in range(count):
       log = folder / f"log-{time.monotonic_ns()}-{index}"

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 
+from set_diffusion_jax.checkpoint import Checkpoints
 from set_diffusion_jax.metrics import read_metrics
 from set_diffusion_jax.train import train
 from tests import tiny
@@ -46,6 +47,7 @@ def test_two_processes_equal_one(tmp_path):
   assert jax.device_count() == 4
   train(same, one)
   assert job.wait() == [0, 0], job.text(0) + job.text(1)
+  assert Checkpoints(two / "checkpoints").steps == [5, 6]  # minutes, not only steps
   assert_equal_curves(curve(two), curve(one))
   (ours, next_1), (theirs, next_2) = final(same, two), final(same, one)
   check = lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5)

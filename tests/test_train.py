@@ -195,6 +195,7 @@ def one_step(folder, **changes):
     {"mesh__data": 2, "mesh__fsdp": 1, "mesh__tensor": 2},
     {"mesh__data": 1, "mesh__fsdp": 2, "mesh__tensor": 2, "train__accumulate": 2},
     {"mesh__data": 2, "mesh__fsdp": 1, "mesh__tensor": 2, "train__accumulate": 2},
+    {"mesh__slice": 2, "mesh__data": 1, "mesh__fsdp": 2, "mesh__tensor": 1},
   ],
 )
 @pytest.mark.multidevice
