@@ -17,6 +17,7 @@ class Flops:
 
   Attributes:
     layers: matrix products with weights, in all layers.
+    last: those of each layer that are its last; nothing needs them a second time.
     visible: attention over the pairs that the mask allows.
     scored: attention over the pairs that are computed.
     head: the output layer.
@@ -25,6 +26,7 @@ class Flops:
   """
 
   layers: float
+  last: float
   visible: float
   scored: float
   head: float
@@ -45,9 +47,9 @@ class Flops:
 
     Attention has two products forward and five backward: its scores are never kept.
     """
-    layers = self.layers * (4 if self.remat else 3)
+    again = self.layers - self.last if self.remat else 0
     attention = self.scored / 2 * (9 if self.remat else 7)
-    return layers + attention + self.head * (4 if self.pieces else 3)
+    return 3 * self.layers + again + attention + self.head * (4 if self.pieces else 3)
 
 
 def layer_weights(model: ModelConfig) -> int:
@@ -68,12 +70,9 @@ def visible_pairs(method: MethodConfig, length: int) -> int:
     return length * (length + 1) // 2
   if method.name == "masked":
     return length**2
+  # In both streams a token sees all of its own set and as many as in the sets before.
   size = method.block_size if method.name == "block" else 1
-  whole, rest = divmod(length, size)
-  # Both streams: a token sees all of its own set and of the sets before it.
-  sets = [size] * whole + [rest]
-  before = [sum(sets[:i]) for i in range(len(sets))]
-  return 2 * sum(s * (b + s) for s, b in zip(sets, before, strict=True))
+  return length * (length + size)
 
 
 def forward_flops(
@@ -98,9 +97,11 @@ def forward_flops(
     scored: P that the attention kernel computes.
     pieces: whether the loss is taken in pieces.
   """
+  linear = 2.0 * rows * slots * model.layers
   pair = 2 * 2 * model.heads * model.head_width * model.layers
   return Flops(
-    layers=2.0 * rows * slots * model.layers * layer_weights(model),
+    layers=linear * layer_weights(model),
+    last=linear * model.width * model.ffn,
     visible=float(rows) * visible * pair,
     scored=float(rows) * scored * pair,
     head=2.0 * rows * predicted * model.width * vocab_size,

@@ -28,7 +28,7 @@ KINDS = (
 )
 _HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .*\{\s*$")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*)$")
-_OPERATION = re.compile(r"(?:^|[\s)}\]])([a-z][a-z0-9\-]*)\(")
+_OPERATION = re.compile(r"[\s)}\]]([a-z][a-z0-9\-]*)\(")
 _CALLED = re.compile(
   r"(?:calls|to_apply|condition|body|true_computation|false_computation"
   r"|called_computations|branch_computations|comparator|select|scatter)="
@@ -179,7 +179,7 @@ def collectives(text: str) -> tuple[list[Collective], list[str]]:
   lines = set(
     re.findall(rf" ({'|'.join(KINDS)})(?:-start)?\(.*?channel_id=(\d+)", text)
   )
-  if missing := lines - set(best):
+  if missing := lines - set(best) - set(unreached):
     problems.append(f"{len(missing)} collectives were not read")
   if any(c.loops for c in best.values()):
     problems.append("a loop's trip count is unknown; its body is counted once")

@@ -169,7 +169,7 @@ def _speed(
     ("best", limits.overlapped),
     ("nothing hidden", limits.exposed),
   ):
-    days = train.steps * seconds / 86400
+    hours = train.steps * seconds / 3600
     add = lambda label, value, unit, name=name: lines.append(
       Line("at best" if name == "best" else name, label, value, unit, _from(source))
     )
@@ -177,8 +177,8 @@ def _speed(
     add("MFU", peak / seconds, "share")
     add("tokens per second", tokens / seconds, "")
     add("tokens per day", tokens * 86400 / seconds, "")
-    add(f"{train.steps:,} steps", days, "days")
-    add("chip-hours", days * 24 * chips, "hours")
+    add(f"{train.steps:,} steps", hours, "hours")
+    add("chip-hours", hours * chips, "")
   return lines
 
 

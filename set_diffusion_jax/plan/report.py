@@ -114,6 +114,6 @@ def shown(value: float, unit: str) -> str:
   if unit == "FLOP":
     prefix, size = next((p for p in _PREFIXES if value >= p[1]), ("", 1.0))
     return f"{value / size:.3g} {prefix}FLOP"
-  if unit in ("hours", "days"):
+  if unit == "hours":
     return f"{value:,.1f} {unit}"
   return f"{value:,.0f} {unit}".strip()
