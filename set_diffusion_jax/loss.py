@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-# Logits of one piece on one device, in elements: 256 MiB of float32.
-PIECE_ELEMENTS = 2**26
+# Logits of one piece on one device, in elements: 256 MiB of float32. On TPU 1 GiB:
+# where the output layer's weights are sharded, each piece gathers them anew.
+PIECE_ELEMENTS, TPU_PIECE_ELEMENTS = 2**26, 2**28
 
 
 class LossTerms(NamedTuple):
@@ -44,7 +45,7 @@ def slot_nats(
   target: Int[Array, "B R"],
   vocab_size: int,
   suppress: int | None,
-  ways: int = 1,
+  elements: int = PIECE_ELEMENTS,
 ) -> Float[Array, "B R"]:
   """Nats of each target, in pieces of slots so that [B, R, V] never exists at once.
 
@@ -54,14 +55,14 @@ def slot_nats(
     target: what they are to predict.
     vocab_size: V.
     suppress: see `negative_log_likelihood`.
-    ways: parts that B is laid out in on the mesh; each has its piece at a time.
+    elements: logits of a piece, on all devices together.
   """
 
   def piece(h, target):
     return negative_log_likelihood(unembed(h), target, suppress)
 
   batch, slots = target.shape
-  size = piece_slots(batch, slots, vocab_size, ways)
+  size = piece_slots(batch, slots, vocab_size, elements)
   if size == slots:
     return piece(h, target)
   split = lambda x: jnp.moveaxis(x.reshape(batch, -1, size, *x.shape[2:]), 1, 0)
@@ -70,9 +71,9 @@ def slot_nats(
   return jnp.moveaxis(nats, 0, 1).reshape(batch, slots)
 
 
-def piece_slots(batch: int, slots: int, vocab_size: int, ways: int) -> int:
+def piece_slots(batch: int, slots: int, vocab_size: int, elements: int) -> int:
   """Slots of a piece of the loss, a divisor of all `slots`."""
-  size = max(1, min(slots, PIECE_ELEMENTS * ways // (batch * vocab_size)))
+  size = max(1, min(slots, elements // (batch * vocab_size)))
   while slots % size:
     size -= 1
   return size

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Key
 from set_diffusion_jax import corrupt
 from set_diffusion_jax.config import Config
 from set_diffusion_jax.corrupt import Batch, Noise, Streams
-from set_diffusion_jax.loss import slot_nats
+from set_diffusion_jax.loss import PIECE_ELEMENTS, TPU_PIECE_ELEMENTS, slot_nats
 from set_diffusion_jax.model import Network
 from set_diffusion_jax.order import (
   Order,
@@ -65,6 +65,12 @@ class Objective:
   def suppressed(self) -> int | None:
     """The id that gets probability zero: [MASK], except in one-stream AR."""
     return None if self.one_stream else self.mask_id
+
+  @property
+  def piece_elements(self) -> int:
+    """Logits of a piece of the loss, on all devices together."""
+    on_tpu = self.network.module.tpus is not None
+    return (TPU_PIECE_ELEMENTS if on_tpu else PIECE_ELEMENTS) * self.network.ways
 
   def draw_order(self, batch: Batch, keys: Key[Array, " B"], train: bool) -> Order:
     """An order for each row from the method's policy."""
@@ -177,7 +183,7 @@ class Objective:
       streams.target,
       self.network.vocab_size,
       self.suppressed,
-      self.network.ways,
+      self.piece_elements,
     )
 
   def training_nats(

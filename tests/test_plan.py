@@ -218,9 +218,9 @@ def test_traffic_between_slices():
 
 def test_a_roofline():
   chip = chips.TPUS["v5e"]
-  found = roofline.roofline(197e12, 2**30, 2**31, 0.25, chip)
+  found = roofline.roofline(197e12, 2**30, 2**29, 2**31, 0.25, chip)
   assert found.compute == pytest.approx(1.0)
-  assert found.memory == pytest.approx(6 * 2**30 / 0.819e12)
+  assert found.memory == pytest.approx(6.5 * 2**30 / 0.819e12)
   assert found.overlapped == found.compute
   assert found.exposed == pytest.approx(1.25 + found.memory)
 

@@ -23,7 +23,7 @@ from set_diffusion_jax.plan.report import (
 )
 from set_diffusion_jax.plan.roofline import Traffic, roofline, traffic
 from set_diffusion_jax.plan.topology import Topology, described_devices
-from set_diffusion_jax.plan.work import held, parameters, step_flops
+from set_diffusion_jax.plan.work import held, parameters, step_flops, weights_read
 from set_diffusion_jax.step import Program, check_mesh, make_mesh
 
 _LIMITS = f"{ANALYTIC}, {COMPILER}, {SHEET}"
@@ -149,9 +149,9 @@ def _speed(
   config, chip, chips = program.config, topology.chip, topology.chips
   flops, train = step_flops(program), config.train
   state = held(program).total
-  limits = roofline(
-    flops.executed / chips, state, temporaries, sum(t.seconds for t in links), chip
-  )
+  seconds = sum(t.seconds for t in links)
+  weights = weights_read(program)
+  limits = roofline(flops.executed / chips, state, weights, temporaries, seconds, chip)
   tokens = train.batch_size * config.data.length
   lines = [
     Line("work", "parameters", parameters(program), "", ANALYTIC),

@@ -126,16 +126,17 @@ class Roofline:
 
 
 def roofline(
-  flops: float, held: int, temporaries: int, seconds: float, chip: Chip
+  flops: float, held: int, weights: int, temporaries: int, seconds: float, chip: Chip
 ) -> Roofline:
   """The limits of a step.
 
   Args:
     flops: executed, a chip.
     held: bytes of the state; it is read and written once.
+    weights: bytes of weights that products read, in all passes.
     temporaries: bytes at their peak; written once and read once.
     seconds: of all collectives.
     chip: the spec sheet.
   """
-  moved = 2 * held + 2 * temporaries
+  moved = 2 * held + weights + 2 * temporaries
   return Roofline(flops / chip.flops, moved / chip.bandwidth, seconds)

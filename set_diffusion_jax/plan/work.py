@@ -45,6 +45,18 @@ def parameters(program: Program) -> int:
   return sum(math.prod(leaf.shape) for leaf in leaves)
 
 
+def weights_read(program: Program) -> int:
+  """Bytes of weights that a chip's products read in a step, in the compute dtype.
+
+  Once forward, once for each of the two products backward, once more with remat; in
+  every micro-batch, gathered from all chips but those of the tensor axis.
+  """
+  model, train = program.config.model, program.config.train
+  passes = (4 if model.remat == "layer" else 3) * train.accumulate
+  size = parameters(program) * jnp.dtype(model.dtype).itemsize
+  return passes * size // program.mesh.shape["tensor"]
+
+
 def step_flops(program: Program) -> Flops:
   """Of one step over the global batch."""
   config, objective = program.config, program.objective
@@ -58,7 +70,7 @@ def step_flops(program: Program) -> Flops:
   state, clip = program.abstract_state(), jax.ShapeDtypeStruct((2,), jnp.float32)
   found = jax.eval_shape(streams, state.params, program.abstract_batch(), clip)
   predicted, vocab_size = found.target.shape[-1], objective.network.vocab_size
-  piece = piece_slots(micro, predicted, vocab_size, objective.network.ways)
+  piece = piece_slots(micro, predicted, vocab_size, objective.piece_elements)
   return forward_flops(
     config.model,
     vocab_size,
