@@ -33,7 +33,7 @@ QWEN = {"model__backbone": "qwen3", "model__kv_heads": 1, "model__head_size": 32
 
 
 def program(vocab_size=64, **changes):
-  one = {"mesh__data": 1, "mesh__fsdp": 1, "mesh__tensor": 1}
+  one = {f"mesh__{axis}": 1 for axis in sharding.AXES}
   c = tiny.config(**{**one, **changes})
   count = c.mesh.data * c.mesh.fsdp * c.mesh.tensor
   mesh = make_mesh(c, jax.devices()[:count])
@@ -116,7 +116,7 @@ def test_refusals_of_the_compiler():
 
 def test_nearest_changes_one_thing_before_two():
   c = tiny.config(train__batch_size=64)
-  found = list(nearest.candidates(c, {"data": 4, "fsdp": 1, "tensor": 1}))
+  found = list(nearest.candidates(c, {"slice": 1, "data": 4, "fsdp": 1, "tensor": 1}))
   changes = [nearest.overrides(c, x) for x in found]
   assert changes[0] in (
     ["--config.model.remat=layer"],
@@ -174,7 +174,7 @@ def one(kind, size, groups, times=1):
 def test_traffic_by_axis_and_link():
   """By hand on v5e: links of 50 GB/s, and rings from 16 chips of an axis on."""
   topology = parse_topology("v5e:16x16")
-  mesh = grid(16, 1, (16, 16, 1))
+  mesh = grid(16, 1, (1, 16, 16, 1))
   ids = np.arange(256).reshape(16, 16)
   found = [
     one("all-gather", 16e9, ids, times=3),  # along y, one ring
@@ -195,7 +195,7 @@ def test_traffic_by_axis_and_link():
   assert both.seconds == pytest.approx(2 * 255e9 / 200e9)
   small = roofline.traffic(
     [one("all-gather", 4e9, np.arange(16).reshape(4, 4))],
-    grid(4, 1, (4, 4, 1)),
+    grid(4, 1, (1, 4, 4, 1)),
     parse_topology("v5e:4x4"),
   )
   assert small[0].seconds == pytest.approx(3e9 / 50e9)  # a line, not a ring
@@ -204,11 +204,11 @@ def test_traffic_by_axis_and_link():
 def test_traffic_between_slices():
   """Each of 16 chips of a slice exchanges its sixteenth over the network."""
   topology = parse_topology("v5e:4x4", slices=2)
-  mesh = grid(4, 2, (32, 1, 1))
+  mesh = grid(4, 2, (2, 16, 1, 1))
   (found,) = roofline.traffic(
     [one("all-reduce", 32e9, [list(range(32))])], mesh, topology
   )
-  assert found.axes == "data+slices"
+  assert found.axes == "slice+data"
   sent = 2 * 32e9 * 31 / 32
   assert found.sent == pytest.approx(sent * 15 / 16)
   assert found.network == pytest.approx(sent / 2 / 16)
@@ -293,7 +293,7 @@ def test_a_gpu_plan_is_an_estimate(capsys, tmp_path):
   assert memory["optimiser"]["value"] == pytest.approx(weights * 8 / 8, rel=0.01)
   assert memory["parameters"]["source"] == "analytic"
   assert {memory[x]["source"] for x in ("temporaries", "needed")} == {"estimate"}
-  assert found["mesh"] == {"data": 8, "fsdp": 8, "tensor": 1}
+  assert found["mesh"] == {"slice": 1, "data": 8, "fsdp": 8, "tensor": 1}
   assert set(found["collectives"]) == {
     "all-gather over fsdp, 2x",
     "reduce-scatter over fsdp, 1x",
@@ -329,7 +329,7 @@ def test_a_compiled_plan(monkeypatch):
   topology = on_this_cpu(monkeypatch, 2**30)
   found = make_plan(tiny.config(mesh__fsdp=2), topology, tiny.vocabulary(64))
   assert found.fits
-  assert found.mesh == {"data": 2, "fsdp": 2, "tensor": 1}
+  assert found.mesh == {"slice": 1, "data": 2, "fsdp": 2, "tensor": 1}
   # What is held by hand is what the compiler is given, but for step, clip and key.
   state = ("parameters", "EMA", "optimiser", "batch")
   by_hand = sum(found.value("memory", x) for x in state)

@@ -51,7 +51,7 @@ def test_the_kernel_equals_dense_attention(streams, reach, key_heads):
   )
   q, probe, k, v = make(2), make(2), make(key_heads), make(key_heads)
   real = jnp.broadcast_to(index.valid[:, None, :, None], probe.shape)
-  mesh = make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
+  mesh = make_mesh(MeshConfig(1, 1, 1, 1), jax.devices()[:1])
 
   def total(attend):
     def both(q, k, v):
@@ -96,7 +96,7 @@ def test_which_methods_have_aligned_sets(name):
 
 
 def test_what_the_kernel_is_used_for():
-  mesh = make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
+  mesh = make_mesh(MeshConfig(1, 1, 1, 1), jax.devices()[:1])
   index = aligned("both", 1)
   assert splash.applies(index, jnp.bfloat16, mesh)
   assert not splash.applies(index, jnp.float32, mesh)

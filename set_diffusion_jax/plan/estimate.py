@@ -6,13 +6,13 @@ import math
 import jax
 import numpy as np
 
-from set_diffusion_jax.config import Config
+from set_diffusion_jax.config import Config, MeshConfig
 from set_diffusion_jax.data import Vocabulary
 from set_diffusion_jax.loss import PIECE_ELEMENTS
 from set_diffusion_jax.plan.hlo import Collective
 from set_diffusion_jax.plan.work import held
 from set_diffusion_jax.rng import TRAIN, row_keys, stream_key
-from set_diffusion_jax.sharding import abstract_mesh
+from set_diffusion_jax.sharding import abstract_mesh, row_ways
 from set_diffusion_jax.step import Program
 
 # The part of a GPU's memory that a program is taken to get.
@@ -26,13 +26,13 @@ def temporaries(program: Program, vocabulary: Vocabulary) -> int:
   keep less (it can recompute) or more (buffers of kernels).
   """
   config, shape = program.config, program.mesh.shape
-  ways = shape["data"] * shape["fsdp"] * config.train.accumulate
+  ways = row_ways(program.mesh) * config.train.accumulate
   rows = config.train.batch_size // ways
   train = dataclasses.replace(config.train, batch_size=rows, accumulate=1)
   local = Program.of(
     dataclasses.replace(config, train=train),
     vocabulary,
-    abstract_mesh(dataclasses.replace(config.mesh, data=1, fsdp=1, tensor=1), 1),
+    abstract_mesh(MeshConfig(1, 1, 1, 1), 1),
   )
 
   def kept(params, batch, clip):
@@ -57,7 +57,7 @@ def collectives(program: Program, config: Config) -> list[Collective]:
 
   Each micro-batch: weights are gathered over fsdp forward and backward, gradients are
   scattered; each layer's activations are reduced over tensor twice forward and twice
-  backward. Each step: gradients are reduced over data in float32.
+  backward. Each step: gradients are reduced over slice and data in float32.
   """
   shape, model = program.mesh.shape, config.model
   item = 2 if model.dtype == "bfloat16" else 4
@@ -66,24 +66,26 @@ def collectives(program: Program, config: Config) -> list[Collective]:
   )
   weights //= shape["tensor"]
   micro = config.train.accumulate
-  rows = config.train.batch_size // (shape["data"] * shape["fsdp"] * micro)
+  rows = config.train.batch_size // (row_ways(program.mesh) * micro)
   streams = 1 if config.method.name in ("ar", "masked") else 2
   activations = rows * streams * config.data.length * model.width * item
   wanted = [
-    ("all-gather", "fsdp", weights * item, 2 * micro),
-    ("reduce-scatter", "fsdp", weights * item, micro),
-    ("all-reduce", "tensor", activations, 4 * model.layers * micro),
-    ("all-reduce", "data", weights * 4 // shape["fsdp"], 1),
+    ("all-gather", ("fsdp",), weights * item, 2 * micro),
+    ("reduce-scatter", ("fsdp",), weights * item, micro),
+    ("all-reduce", ("tensor",), activations, 4 * model.layers * micro),
+    ("all-reduce", ("slice", "data"), weights * 4 // shape["fsdp"], 1),
   ]
-  return [
-    Collective(kind, size, _groups(program.mesh, axis), times, False)
-    for kind, axis, size, times in wanted
-    if shape[axis] > 1
+  found = [
+    Collective(kind, size, _groups(program.mesh, axes), times, False)
+    for kind, axes, size, times in wanted
   ]
+  return [one for one in found if one.groups.shape[-1] > 1]
 
 
-def _groups(mesh, axis: str) -> np.ndarray:
+def _groups(mesh, axes: tuple[str, ...]) -> np.ndarray:
   sizes = tuple(mesh.shape.values())
   devices = np.arange(math.prod(sizes)).reshape(sizes)
-  where = mesh.axis_names.index(axis)
-  return np.moveaxis(devices, where, -1).reshape(-1, sizes[where])
+  where = [mesh.axis_names.index(axis) for axis in axes]
+  last = list(range(-len(where), 0))
+  together = math.prod(sizes[i] for i in where)
+  return np.moveaxis(devices, where, last).reshape(-1, together)

@@ -18,7 +18,7 @@ def candidates(config: Config, mesh: dict[str, int]) -> Iterator[Config]:
   """
   ways = mesh["data"] * mesh["fsdp"]
   fsdp = [n for n in _doubled(mesh["fsdp"], ways) if ways % n == 0]
-  rows = config.train.batch_size // ways
+  rows = config.train.batch_size // (mesh["slice"] * ways)
   accumulate = [n for n in _doubled(config.train.accumulate, rows) if rows % n == 0]
   remats = ["layer"] if config.model.remat == "layer" else ["none", "layer"]
   every = [

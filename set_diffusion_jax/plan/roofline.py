@@ -17,7 +17,7 @@ class Traffic:
 
   Attributes:
     kind: of the collectives.
-    axes: of the mesh, such as "data+fsdp"; "slices" stands for data across slices.
+    axes: of the mesh, such as "data+fsdp".
     count: runs a step.
     sent: bytes a chip a step, within a slice or machine.
     network: bytes a chip a step, between them.
@@ -62,8 +62,6 @@ def _traffic(one: Collective, mesh: Mesh | AbstractMesh, topology: Topology) -> 
     inner = len(group) // across
     network = within * (across - 1) / across / max(1, inner)
     within = within * (inner - 1) / inner
-    if topology.slices > 1:
-      axes = [*axes, "slices"]
   rate = link_rate(group, mesh, topology, one.kind)
   seconds = within / rate + network / topology.chip.network
   return Traffic(one.kind, "+".join(axes), one.times, within, network, seconds)
