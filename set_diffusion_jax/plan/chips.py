@@ -33,11 +33,12 @@ class Chip:
   group: int = 8
 
 
-# Google Cloud's TPU pages (HBM, FLOP/s, inter-chip interconnect of a chip, divided by
-# its links). Between slices: a host's data-centre network over its chips.
+# Google Cloud's TPU pages: HBM, FLOP/s, and the interconnect of a chip divided by its
+# links. Between slices they give no figure a chip: a host's network cards over its
+# chips is assumed, 25, 50 and 100 Gbit/s.
 TPUS = {
   "v4": Chip("v4", 275e12, 32 * GIB, 1.228e12, 50e9, 6.25e9, torus=3, ring=4),
-  "v5e": Chip("v5e", 197e12, 16 * GIB, 0.819e12, 50e9, 6.25e9, torus=2, ring=16),
+  "v5e": Chip("v5e", 197e12, 16 * GIB, 0.819e12, 50e9, 3.125e9, torus=2, ring=16),
   "v5p": Chip("v5p", 459e12, 95 * GIB, 2.765e12, 100e9, 6.25e9, torus=3, ring=4),
   "v6e": Chip("v6e", 918e12, 32 * GIB, 1.638e12, 100e9, 12.5e9, torus=2, ring=16),
 }

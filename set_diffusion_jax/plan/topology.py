@@ -1,11 +1,15 @@
 """Machines that are not there: their names, chips and described devices."""
 
+import contextlib
 import dataclasses
 import importlib.util
 import math
 import os
 import re
+from collections.abc import Iterator
 from typing import Any
+
+from jax.experimental import topologies
 
 from set_diffusion_jax.errors import UserError
 from set_diffusion_jax.plan.chips import GPUS, TPUS, Chip
@@ -85,19 +89,27 @@ def described_devices(topology: Topology) -> list[Any]:
     raise UserError(
       f"--topology={topology.name}: needs libtpu; pip install 'set_diffusion_jax[tpu]'"
     )
-  for name, value in _ENVIRONMENT.items():
-    os.environ.setdefault(name, value)
-  import jax
-  from jax.experimental import topologies
-
   options = {"chip_config_name": "megacore"} if topology.chip.name == "v4" else {}
   if topology.slices > 1:
     options["num_slices"] = topology.slices
   try:
-    found = topologies.get_topology_desc(
-      platform="tpu", topology_name=topology.name, **options
-    )
-  except (jax.errors.JaxRuntimeError, NotImplementedError, RuntimeError) as error:
+    with _quiet_libtpu():
+      found = topologies.get_topology_desc(
+        platform="tpu", topology_name=topology.name, **options
+      )
+  except (NotImplementedError, RuntimeError) as error:
     reason = str(error).strip().splitlines()[0][:160]
     raise UserError(f"--topology={topology.name}: libtpu: {reason}") from None
   return list(found.devices)
+
+
+@contextlib.contextmanager
+def _quiet_libtpu() -> Iterator[None]:
+  """Its environment while it is asked: other code reads these variables too."""
+  before = dict(os.environ)
+  os.environ.update({k: v for k, v in _ENVIRONMENT.items() if k not in before})
+  try:
+    yield
+  finally:
+    for name in _ENVIRONMENT.keys() - before.keys():
+      del os.environ[name]
