@@ -66,9 +66,11 @@ class Job:
       threading.Thread(target=self._wait, args=(index, process), daemon=True).start()
 
   def _wait(self, index: int, process: subprocess.Popen) -> None:
+    """Prints what a process prints, with its number, until it has ended."""
     if process.stdout is not None:
-      reader = threading.Thread(target=_copy, args=(index, process), daemon=True)
-      reader.start()
+      with process.stdout:
+        for line in process.stdout:
+          print(f"[{index}] {line}", end="", file=sys.stderr, flush=True)
     code = process.wait()
     self._ended.put((index, code if code >= 0 else 128 - code))
 
@@ -100,12 +102,6 @@ class Job:
   def kill(self) -> None:
     """Ends all that still run."""
     self.signal(signal.SIGKILL)
-
-
-def _copy(index: int, process: subprocess.Popen) -> None:
-  """Prints what a process prints, with its number before each line."""
-  for line in process.stdout:
-    print(f"[{index}] {line}", end="", file=sys.stderr, flush=True)
 
 
 def say(line: str) -> None:

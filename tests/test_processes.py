@@ -81,15 +81,17 @@ def test_any_mesh_over_processes_equals_one(tmp_path, count, mesh):
   assert_equal_curves(curve(many), curve(one))
 
 
+# Every step is saved, so that saves are in progress whenever a process is killed.
 LONG = {
-  "train__steps": 60,
+  "train__steps": 24,
   "train__log_every": 1,
-  "train__checkpoint_every": 4,
-  "train__evaluate_every": 30,
+  "train__checkpoint_every": 1,
+  "train__evaluate_every": 12,
   "train__batch_size": 8,
+  "train__keep_latest": 99,
+  "optimizer__learning_rate": 3e-3,
   "corruption__clip_width": 0.5,
   "method__name": "block",
-  "train__keep_latest": 99,
 }
 
 
@@ -99,7 +101,7 @@ def test_killed_and_continued_by_other_processes(tmp_path):
   whole, run = tmp_path / "whole", tmp_path / "run"
   train(config(tmp_path, **{**WHOLE, **LONG}), whole)
   arguments = command(tmp_path, run, **LONG)
-  for count, devices, victim, step in ((2, 2, 1, 10), (4, 2, 0, 30)):
+  for count, devices, victim, step in ((2, 2, 1, 5), (4, 2, 0, 11)):
     job = Job(tmp_path, count, devices, arguments)
     job.reach(step)
     job.processes[victim].send_signal(signal.SIGKILL)
@@ -119,7 +121,7 @@ def test_stopped_by_sigterm_and_continued(tmp_path, count, asked):
   whole, run = tmp_path / "whole", tmp_path / "run"
   assert Job(tmp_path, count, 2, command(tmp_path, whole, **LONG)).wait() == [0] * count
   arguments = command(tmp_path, run, **LONG)
-  for step in (10, 29):
+  for step in (5, 11):
     job = Job(tmp_path, count, 2, arguments)
     job.reach(step)
     job.processes[asked].send_signal(signal.SIGTERM)
