@@ -389,7 +389,7 @@ def slurm(tmp_path):
   conf.write_text(
     SLURM_CONF.format(host=host, home=home, ports=[jobs.free_port(), jobs.free_port()])
   )
-  environment = {**os.environ, "SLURM_CONF": str(conf)}
+  environment = {"SLURM_CONF": str(conf), "PATH": os.environ["PATH"]}
   subprocess.run(["mungekey", "--create", f"--keyfile={home}/key"], check=True)
   munge = ["munged", "--foreground", "--force", f"--key-file={home}/key"]
   names = ("socket", "pid-file", "log-file", "seed-file")
@@ -423,8 +423,7 @@ def test_a_real_slurm_runs_the_script(slurm, tmp_path):
       *("--restarts=0", "--", "train", f"--config={file}", f"--workdir={run}"),
     ],
     cwd=tmp_path,
-    env={**slurm, **jobs.environment(1), "PYTHONPATH": str(jobs.ROOT)}
-    | {"SLURM_CONF": slurm["SLURM_CONF"]},
+    env={**jobs.environment(1), **slurm, "PYTHONPATH": str(jobs.ROOT)},
     capture_output=True,
     text=True,
     check=False,
@@ -438,8 +437,9 @@ def test_a_real_slurm_runs_the_script(slurm, tmp_path):
     subprocess.run(scancel, env=slurm, check=True)
     wait_for(log, r"stopped at step \d+, which is saved")
     wait_for(log, r"step 40  held out")
+    while subprocess.check_output(["squeue", "--noheader"], env=slurm):
+      time.sleep(1)
   finally:
-    print(log.exists() and log.read_text())
     subprocess.run(["scancel", number], env=slurm, check=False)
   text = log.read_text()
   assert "continues from step" in text
