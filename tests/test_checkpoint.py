@@ -31,17 +31,16 @@ def largest(folder):
   )
 
 
-def flip(folder, place):
-  path = largest(folder)
-  content = bytearray(path.read_bytes())
-  content[int(place * len(content))] ^= 4
-  path.write_bytes(content)
+def flip(folder):
+  """A bit here and there; in all files, as some bytes of some are not used."""
+  for path in (path for path in folder.rglob("d/*") if path.is_file()):
+    content = bytearray(path.read_bytes())
+    content[50::97] = [byte ^ 4 for byte in content[50::97]]
+    path.write_bytes(content)
 
 
 DAMAGES = {
-  "a bit of the first array": lambda step: flip(step / "state", 0.1),
-  "a bit of the middle": lambda step: flip(step / "state", 0.5),
-  "the last bit": lambda step: flip(step / "state", 0.999),
+  "bits": lambda step: flip(step / "state"),
   "cut short": lambda step: os.truncate(largest(step / "state"), 1000),
   "emptied": lambda step: os.truncate(largest(step / "state"), 0),
   "an array's file": lambda step: largest(step / "state").unlink(),
