@@ -120,7 +120,8 @@ def test_killed_and_continued_by_other_processes(tmp_path):
 def test_stopped_by_sigterm_and_continued(tmp_path, count, asked):
   """All save the same step and end with 42; the rest is bit for bit as without."""
   whole, run = tmp_path / "whole", tmp_path / "run"
-  assert Job(tmp_path, count, 2, command(tmp_path, whole, **LONG)).wait() == [0] * count
+  job = Job(tmp_path, count, 2, command(tmp_path, whole, **LONG))
+  assert job.wait() == [0] * count, job.text()
   arguments = command(tmp_path, run, **LONG)
   for step in (5, 11):
     job = Job(tmp_path, count, 2, arguments)
@@ -183,7 +184,8 @@ def test_a_damaged_step_is_passed_over_by_all(tmp_path):
   """Damage that only one process would meet."""
   run, whole = tmp_path / "run", tmp_path / "whole"
   arguments = command(tmp_path, run, train__steps=4, mesh__fsdp=4)
-  assert Job(tmp_path, 2, 2, arguments).wait() == [0, 0]
+  job = Job(tmp_path, 2, 2, arguments)
+  assert job.wait() == [0, 0], job.text()
   (part,) = (run / "checkpoints" / "4" / "state").glob("*process_1")
   flip(part)
   job = Job(tmp_path, 2, 2, command(tmp_path, run, mesh__fsdp=4))
