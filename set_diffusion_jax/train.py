@@ -61,6 +61,16 @@ class Run(Program):
       lines.append("its tokenizer is another: an id need not mean the same text")
     return current, origin, [f"from {where}: {line}" for line in lines]
 
+  def compiled_step(self):
+    """`step`, compiled in all processes.
+
+    They go on together: where one still compiled, the others would not wait for it to
+    take part in its first collective longer than the 30 s that Gloo has.
+    """
+    compiled = self.step.lower(self.abstract_state(), self.abstract_batch()).compile()
+    processes.gather_numbers([0])
+    return compiled
+
   def batches(self):
     """This process's grain iterator over training examples."""
     return data.training_iterator(
@@ -172,12 +182,14 @@ def train(
     if owed:
       current, _ = evaluated(first, current)
     saved = time.monotonic()
+    if first < cadence.steps:
+      step_fn = run.compiled_step()
     for step in range(first + 1, cadence.steps + 1):
       trace.before(step, journal.pending)
       began = time.perf_counter()
       batch = run.put(next(batches))
       waited = time.perf_counter() - began
-      current, metrics = run.step(current, batch)
+      current, metrics = step_fn(current, batch)
       journal.add(step, metrics, waited)
       last = step == cadence.steps
       stop = preemption.reached(step) and not last
@@ -198,6 +210,11 @@ def train(
         saved = time.monotonic()
       if stop:
         raise Preempted(step)
+
+
+def _goes_on(first: int, steps: int) -> str:
+  """What is said of a run that was restored."""
+  return f"{'is already at' if first >= steps else 'continues from'} step {first}"
 
 
 def _late(minutes: float | None, saved: float) -> bool:
