@@ -6,7 +6,8 @@ What makes counting go wrong, and what is done about it:
 - the body of a loop is written once: its trip count is taken from the loop's condition;
 - a collective that overlaps with compute appears in several fused computations: it is
   one for each channel, run as often as its most frequent appearance;
-- a reduce-scatter can be an all-reduce in a computation that is named after it.
+- a reduce-scatter can be an all-reduce in a computation that is named after it;
+- between TPU slices there are sends to the runtime ("megascale"), which reduces.
 Whatever was not reached from the entry is reported, so that nothing is lost silently.
 """
 
@@ -162,6 +163,8 @@ def collectives(text: str) -> tuple[list[Collective], list[str]]:
     for instruction in body:
       match = _COLLECTIVE.match(instruction.operation)
       if not match:
+        match = _between_slices(instruction)
+      if not match:
         continue
       channel = re.search(r"channel_id=(\d+)", instruction.text)
       key = (match[1], channel[1] if channel else f"{name}/{instruction.name}")
@@ -183,12 +186,24 @@ def collectives(text: str) -> tuple[list[Collective], list[str]]:
     problems.append(f"{len(missing)} collectives were not read")
   if any(c.loops for c in best.values()):
     problems.append("a loop's trip count is unknown; its body is counted once")
+  sends = re.findall(r" send\(.*?channel_id=(\d+).*?megascale", text)
+  if missing := {("send", c) for c in sends} - set(best) - set(unreached):
+    problems.append(f"{len(missing)} sends between slices were not read")
   moving = [c for c in best.values() if c.groups.shape[-1] > 1]
   return moving, problems
 
 
+def _between_slices(instruction: Instruction) -> re.Match | None:
+  network = "_xla_megascale_transfer_type" in instruction.text
+  return re.match(r"(send)$", instruction.operation) if network else None
+
+
 def _collective(kind, instruction, computation, times, loops) -> Collective:
   sizes = [_bytes(*array) for array in _ARRAY.findall(instruction.result)]
+  if kind == "send":
+    found = re.search(r'transfer_type="(\w+)"', instruction.text)[1]
+    kind = found.lower().replace("_", "-")
+    return Collective(kind, sizes[0], _slice_groups(instruction.text), times, loops)
   started = instruction.operation.endswith("-start")
   if started and kind == "all-gather":
     size = sum(sizes[len(sizes) // 2 :])  # (inputs, outputs)
@@ -233,6 +248,18 @@ def replica_groups(text: str) -> np.ndarray:
     rows = re.findall(r"\{([\d,]*)\}", plain[1])
     return np.array([[int(n) for n in row.split(",")] for row in rows if row] or [[0]])
   return np.array([[0]])
+
+
+def _slice_groups(text: str) -> np.ndarray:
+  """Chips with the same place in each slice, from a target like `{1,2}x{0:3}`."""
+
+  def members(part: str) -> int:
+    ends = [[int(n) for n in run.split(":")] for run in part.split(",")]
+    return sum(run[-1] - run[0] + 1 for run in ends)
+
+  target = re.search(r'megascale_target="\{([\d,:]+)\}x\{([\d,:]+)\}"', text)
+  slices, chips = members(target[1]), members(target[2])
+  return np.arange(slices * chips).reshape(slices, chips).T
 
 
 def _iota(text: str) -> np.ndarray:

@@ -50,18 +50,19 @@ def traffic(
 def _traffic(one: Collective, mesh: Mesh | AbstractMesh, topology: Topology) -> Traffic:
   """A collective over a group of g chips in s slices or machines.
 
-  Within one, rings; between them, each of the g / s chips exchanges its part.
+  Within one, rings; between them, each of the g / s chips of one exchanges its part.
   """
   group = one.groups[0]
   places = np.stack(np.unravel_index(group, tuple(mesh.shape.values())))
   varies = [len(set(place.tolist())) > 1 for place in places]
   axes = [name for name, used in zip(mesh.axis_names, varies, strict=True) if used]
   homes = _homes(group, mesh, topology)
-  across, network, within = len(set(homes)), 0.0, one.sent * one.times
+  across, within, network = len(set(homes)), one.sent * one.times, 0.0
   if across > 1:
-    inner = len(group) // across
-    network = within * (across - 1) / across / max(1, inner)
-    within = within * (inner - 1) / inner
+    inner = max(1, len(group) // across)
+    whole = one.bytes * one.times * (2 if one.kind == "all-reduce" else 1)
+    within = whole * (inner - 1) / inner
+    network = whole / inner * (across - 1) / across
   rate = link_rate(group, mesh, topology, one.kind)
   seconds = within / rate + network / topology.chip.network
   return Traffic(one.kind, "+".join(axes), one.times, within, network, seconds)
