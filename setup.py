@@ -20,6 +20,8 @@ setup(
     "importlib_resources>=6",  # TFDS imports it without asking for it
     "tokenizers>=0.21",
     "ml-collections>=1.1",
+    "pyyaml>=6",
+    "etils[epath]>=1.9",
     "jaxtyping>=0.3",
     "ml_dtypes>=0.5",
     "tensorstore>=0.1.70",
@@ -38,6 +40,7 @@ setup(
       "matplotlib>=3.9",
       "safetensors>=0.5",
       "sentencepiece>=0.2.3",
+      "jsonschema>=4",
       "ruff==0.17.5",
     ],
   },

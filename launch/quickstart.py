@@ -11,7 +11,7 @@ import pathlib
 import sys
 import time
 
-from set_diffusion_jax import UserError, cli, data, load
+from set_diffusion_jax import cli, data, load
 from set_diffusion_jax.evaluate import unigram_bits_per_byte
 from set_diffusion_jax.train import train
 
@@ -20,7 +20,7 @@ TEMPERATURE = 0.7
 METHODS = {"ar": "autoregressive", "set": "set diffusion, S<=8"}
 
 
-def run(runs: pathlib.Path) -> None:
+def run(runs: pathlib.Path) -> int:
   """Trains both models (or goes on where they stopped), then prints table and text."""
   rows, began = [], time.perf_counter()
   for method, name in METHODS.items():
@@ -43,19 +43,15 @@ def run(runs: pathlib.Path) -> None:
   print(f"\nThe set diffusion model continues 'The ' at temperature {TEMPERATURE}:\n")
   print(sample["text"])
   print(f"\n{time.perf_counter() - began:.0f} s in all; the runs are in {runs}/")
+  return 0
 
 
 def main() -> int:
-  """Exit code 2 for a user's mistake, as the command line has it."""
+  """The exit code, as the command line has it."""
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument("--runs", type=pathlib.Path, default=pathlib.Path("runs"))
-  cli.quiet()
-  try:
-    run(parser.parse_args().runs)
-  except UserError as error:
-    print(f"error: {error}", file=sys.stderr)
-    return 2
-  return 0
+  runs = parser.parse_args().runs
+  return cli.guarded(lambda: run(runs))
 
 
 if __name__ == "__main__":

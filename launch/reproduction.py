@@ -19,11 +19,12 @@ import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 
-from set_diffusion_jax import UserError, cli, data, load, workdir
+from set_diffusion_jax import cli, data, load, workdir
 from set_diffusion_jax.config import Config
 from set_diffusion_jax.evaluate import Likelihood
 from set_diffusion_jax.rng import row_keys
-from set_diffusion_jax.train import Run, gradient_variance, micro_gradients, train
+from set_diffusion_jax.step import gradient_variance, micro_gradients
+from set_diffusion_jax.train import Run, train
 
 CONFIG = pathlib.Path(__file__).parents[1] / "configs" / "reproduction.py"
 HELD_OUT = 0.05  # the last part of each text
@@ -175,21 +176,19 @@ def report(results: dict) -> str:
 
 
 def main() -> int:
-  """Exit code 2 for a user's mistake, as the command line has it."""
+  """The exit code, as the command line has it."""
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument("texts", nargs="+", type=pathlib.Path)
   parser.add_argument("--runs", type=pathlib.Path, default="runs/reproduction")
   arguments = parser.parse_args()
-  cli.quiet()
   try:
-    run(arguments.texts, arguments.runs)
-  except (UserError, OSError) as error:
+    return cli.guarded(lambda: run(arguments.texts, arguments.runs))
+  except OSError as error:
     print(f"error: {error}", file=sys.stderr)
     return 2
-  return 0
 
 
-def run(texts: list[pathlib.Path], runs: pathlib.Path) -> None:
+def run(texts: list[pathlib.Path], runs: pathlib.Path) -> int:
   """Prepares, trains, evaluates, compares."""
   if not (runs / "tokenizer.json").exists():
     prepare(texts, runs)
@@ -219,6 +218,7 @@ def run(texts: list[pathlib.Path], runs: pathlib.Path) -> None:
   workdir.write_text(runs / "results.md", report(results))
   print(report(results))
   print(json.dumps({k: results[k] for k in ("loss_variance", "gradient_variance")}))
+  return 0
 
 
 if __name__ == "__main__":

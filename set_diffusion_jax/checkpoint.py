@@ -2,65 +2,101 @@
 
 checkpoints/STEP/state   parameters, EMA, optimiser state, step, noise range, root key
 checkpoints/STEP/data    position of the data iterator
-checkpoints/STEP/meta    format version, configuration, tokenizer, code version
+checkpoints/STEP/meta    format version, configuration, tokenizer, code, checksums
+damaged/STEP             a step that could not be restored, moved aside
+
+Files are written in the background and renamed into place at once, so that a step is
+whole or not there; checksums of all values tell what a disk has changed since.
 """
 
+import os
 import pathlib
+from typing import NamedTuple
 
-import grain
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
+from etils import epath
 from orbax.checkpoint import checkpoint_managers as policies
 
-from set_diffusion_jax.errors import UserError
+from set_diffusion_jax import processes
+from set_diffusion_jax.errors import NonFiniteError, Preempted, UserError
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 _METRIC = "nats_per_token"
 # Arrays are stored in parts of at most this size, so that a part of a large parameter
 # can be read without all of it.
 _CHUNK = ocp.SaveArgs(chunk_byte_size=64 * 2**20)
 
 
-class Checkpoints:
-  """The checkpoints of one work directory; saving is asynchronous.
+class DamagedError(UserError):
+  """A step cannot be read, or its values are not those that were saved."""
 
-  The `keep_latest` newest steps and the `keep_best` best evaluated ones are kept.
-  Without `keep_latest` the directory is only read: a run may be saving in it.
+
+class Restored(NamedTuple):
+  """A step as it was saved.
+
+  Attributes:
+    step: optimiser steps taken.
+    state: a TrainState.
+    meta: see `Checkpoints.save`.
+    news: a line for each newer step that is damaged.
+  """
+
+  step: int
+  state: object
+  meta: dict
+  news: list[str]
+
+
+class Checkpoints:
+  """The checkpoints of one work directory.
+
+  Reading needs no more than the folder and changes nothing in it: a run may be saving
+  there. As a context, with `keep_latest`, it saves: asynchronously, the `keep_latest`
+  newest steps and the `keep_best` best evaluated ones are kept.
   """
 
   def __init__(
     self, folder: pathlib.Path, keep_latest: int | None = None, keep_best: int = 0
   ):
-    read_only = keep_latest is None
-    best = policies.BestN(
+    self.folder = folder.absolute()
+    self._keep = keep_latest, keep_best
+    self._manager: ocp.CheckpointManager | None = None
+
+  def __enter__(self) -> "Checkpoints":
+    latest, best = self._keep
+    if latest is None:
+      return self
+    ranked = policies.BestN(
       get_metric_fn=lambda metrics: metrics[_METRIC],
       reverse=True,
-      n=keep_best,
+      n=best,
       keep_checkpoints_without_metrics=False,
     )
-    keep = [policies.LatestN(keep_latest), best]
+    keep = [policies.LatestN(latest), ranked]
     self._manager = ocp.CheckpointManager(
-      folder.absolute(),
+      self.folder,
       options=ocp.CheckpointManagerOptions(
         preservation_policy=policies.AnyPreservationPolicy(keep),
         # Saving is decided by the training loop alone.
         save_decision_policy=policies.FixedIntervalPolicy(1),
-        cleanup_tmp_directories=not read_only,
-        read_only=read_only,
+        cleanup_tmp_directories=True,
       ),
     )
-
-  def __enter__(self) -> "Checkpoints":
     return self
 
-  def __exit__(self, *exception) -> None:
-    self._manager.wait_until_finished()
-    self._manager.close()
+  def __exit__(self, kind, *exception) -> None:
+    # What ends only this process must not wait for a save that others take part in.
+    agreed = kind is None or issubclass(kind, Preempted | NonFiniteError)
+    if self._manager is not None and (agreed or jax.process_count() == 1):
+      self._manager.wait_until_finished()
+      self._manager.close()
 
   @property
   def steps(self) -> list[int]:
     """Finished checkpoints, ascending."""
-    return sorted(self._manager.all_steps())
+    return sorted(int(p.name) for p in self.folder.glob("*") if p.name.isdigit())
 
   def save(self, step: int, state, data, meta: dict, nats_per_token: float | None):
     """Starts saving a step; returns before it is on disk.
@@ -68,43 +104,82 @@ class Checkpoints:
     Args:
       step: optimiser steps taken.
       state: a TrainState; its buffers may be donated afterwards.
-      data: a grain iterator.
+      data: a grain iterator whose state is the same in every process.
       meta: plain JSON values.
       nats_per_token: of an evaluation at this very step, if there was one.
     """
     metrics = None if nats_per_token is None else {_METRIC: nats_per_token}
+    sums = jax.device_get(_checksums(state))
+    described = {
+      "format_version": FORMAT_VERSION,
+      **meta,
+      "checksums": {name: int(value) for name, value in sums.items()},
+    }
     self._manager.save(
       step,
       args=ocp.args.Composite(
         state=ocp.args.StandardSave(state, jax.tree.map(lambda _: _CHUNK, state)),
-        data=grain.checkpoint.CheckpointSave(data),
-        meta=ocp.args.JsonSave({"format_version": FORMAT_VERSION, **meta}),
+        data=ocp.args.JsonSave(data.get_state()),
+        meta=ocp.args.JsonSave(described),
       ),
       metrics=metrics,
     )
 
   def restore(self, step: int, state, data):
-    """The state of a step, laid out as the abstract `state`; `data` moves along."""
-    args = ocp.args.Composite(
-      state=ocp.args.StandardRestore(state),
-      data=grain.checkpoint.CheckpointRestore(data),
-    )
-    return self._restore(step, args).state
+    """The state of a step, laid out as the abstract `state`; `data` moves along.
 
-  def _restore(self, step: int, args):
-    """What Orbax restores; UserError where the step is damaged."""
-    try:
-      return self._manager.restore(step, args=args)
-    except (KeyError, ValueError, OSError, TypeError) as error:
-      reason = str(error).strip().splitlines()[0][:160] if str(error) else repr(error)
-      raise UserError(
-        f"{self._manager.directory}/{step}: is damaged or incomplete ({reason})"
-      ) from error
+    Neither the mesh nor the number of processes need be those that saved it.
+
+    Raises:
+      DamagedError: it cannot be read, or holds other values than were saved.
+    """
+    args = ocp.args.StandardRestore(state)
+    restored = self._read(step, "state", ocp.StandardCheckpointHandler(), args)
+    position = self._read_json(step, "data")
+    self._check(step, restored, "")
+    data.set_state(position)
+    return restored
+
+  def restore_newest(self, state, data) -> Restored | None:
+    """The newest step that is whole; None where there is no step at all.
+
+    A damaged step is moved aside, to be looked at, once an older one is found whole.
+
+    Raises:
+      UserError: every step is damaged, or another format version wrote it.
+    """
+    damaged: dict[int, str] = {}
+    for step in processes.from_first(lambda: self.steps[::-1]):
+      restored, meta, damage = None, None, None
+      try:
+        meta = self.restore_meta(step)
+        restored = self.restore(step, state, data)
+      except DamagedError as error:
+        damage = str(error)
+      found = [line for line in processes.gather(damage) if line is not None]
+      if not found:
+        news = processes.from_first(lambda: self._set_aside(damaged))
+        return Restored(step, restored, meta, news)
+      damaged[step] = found[0]
+    if damaged:
+      last = damaged[max(damaged)]
+      raise UserError(f"{last}; no other step is whole, give a new --workdir")
+    return None
+
+  def _set_aside(self, damaged: dict[int, str]) -> list[str]:
+    """Moves steps out of the folder; what is to be said about it."""
+    news, aside = [], self.folder.parent / "damaged"
+    for step, line in damaged.items():
+      aside.mkdir(exist_ok=True)
+      number = sum(1 for _ in aside.glob(f"{step}*"))
+      target = aside / (f"{step}.{number}" if number else f"{step}")
+      os.replace(self.folder / str(step), target)
+      news.append(f"WARNING: {line}; moved to {target}, an older step is used")
+    return news
 
   def restore_meta(self, step: int) -> dict:
     """The `meta` of a step; UserError if another format version wrote it."""
-    args = ocp.args.Composite(meta=ocp.args.JsonRestore())
-    meta = self._restore(step, args).meta
+    meta = self._read_json(step, "meta")
     if meta.get("format_version") != FORMAT_VERSION:
       raise UserError(
         f"checkpoint step {step}: format version {meta.get('format_version')}, "
@@ -120,7 +195,62 @@ class Checkpoints:
       restore_args=ocp.checkpoint_utils.construct_restore_args(partial),
       partial_restore=True,
     )
-    return self._restore(step, ocp.args.Composite(state=args)).state[name]
+    weights = self._read(step, "state", ocp.PyTreeCheckpointHandler(), args)[name]
+    self._check(step, weights, f"{name}/")
+    return weights
+
+  def _read_json(self, step: int, name: str) -> dict:
+    return self._read(step, name, ocp.JsonCheckpointHandler(), ocp.args.JsonRestore())
+
+  def _read(self, step: int, name: str, handler, args):
+    """One item of a step; DamagedError where that fails.
+
+    The handlers are used by themselves: a checkpoint manager would let the other
+    processes wait for one that failed.
+    """
+    path = self.folder / str(step)
+    try:
+      return handler.restore(epath.Path(path / name), args=args)
+    except jax.errors.JaxRuntimeError:  # out of memory is no damage
+      raise
+    except Exception as error:  # Orbax raises just that, among others
+      reason = str(error).strip().splitlines()[0][:160] if str(error) else repr(error)
+      raise DamagedError(f"{path}: is damaged or incomplete ({reason})") from error
+    finally:
+      handler.close()
+
+  def _check(self, step: int, tree, prefix: str) -> None:
+    """DamagedError unless a tree has the checksums of the parameters after a prefix."""
+    stored = self.restore_meta(step).get("checksums")
+    if stored is None:  # a converted checkpoint
+      return
+    for name, value in jax.device_get(_checksums(tree)).items():
+      if stored.get(prefix + name) != int(value):
+        what = f"{prefix}{name} is not what was saved"
+        raise DamagedError(f"{self.folder / str(step)}: is damaged ({what})")
+
+
+@jax.jit
+def _checksums(tree) -> dict[str, jax.Array]:
+  """A number for each array that changes when any of its elements does.
+
+  The sum modulo 2^32 of the elements' bits times odd weights by place; it is exact, so
+  it depends neither on the mesh nor on the number of processes.
+  """
+
+  def one(x):
+    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+      x = jax.random.key_data(x)
+    bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
+    weight = jnp.ones(bits.shape, jnp.uint32)
+    for axis in range(bits.ndim):
+      place = jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
+      weight += place * jnp.uint32(2 * 0x9E3779B1 >> axis & 0xFFFFFFFE)
+    return (bits * weight).sum(dtype=jnp.uint32)
+
+  leaves = jax.tree_util.tree_leaves_with_path(tree)
+  name = lambda path: jax.tree_util.keystr(path, simple=True, separator="/")
+  return {name(path): one(leaf) for path, leaf in leaves}
 
 
 def abstract(tree, shardings):

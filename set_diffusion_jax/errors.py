@@ -1,4 +1,4 @@
-"""The two ways a command ends early: the user's mistake, and a diverged run."""
+"""The ways a command ends early."""
 
 
 class UserError(Exception):
@@ -10,3 +10,15 @@ class UserError(Exception):
 
 class NonFiniteError(Exception):
   """The loss or its gradient became NaN or infinite: exit code 4."""
+
+
+class Preempted(Exception):
+  """The run was asked to stop and has saved where it is: exit code 42.
+
+  Attributes:
+    step: what was saved.
+  """
+
+  def __init__(self, step: int):
+    super().__init__(f"stopped at step {step}, which is saved")
+    self.step = step

@@ -33,6 +33,8 @@ class TokenIndex:
     clean: how many slots, from the first, are of the clean stream (static).
     reach: a set lies within one aligned run of this many slots of its stream (static):
       1 for singletons, S for blocks, the stream's length where nothing is known.
+    aligned: each of these runs is just one set (static), so that who sees whom is known
+      from the slots alone.
     causal: noisy tokens see those of their own set only up to themselves, by memory
       slot (static): a published ablation, not part of any method.
   """
@@ -43,6 +45,7 @@ class TokenIndex:
   clean: int = flax.struct.field(pytree_node=False)
   reach: int = flax.struct.field(pytree_node=False)
   causal: bool = flax.struct.field(pytree_node=False, default=False)
+  aligned: bool = flax.struct.field(pytree_node=False, default=False)
 
   @property
   def slots(self) -> int:

@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-# Logits of one piece, in elements: 256 MiB of float32.
-PIECE_ELEMENTS = 2**26
+# Logits of one piece on one device, in elements: 256 MiB of float32. On TPU 1 GiB:
+# where the output layer's weights are sharded, each piece gathers them anew.
+PIECE_ELEMENTS, TPU_PIECE_ELEMENTS = 2**26, 2**28
 
 
 class LossTerms(NamedTuple):
@@ -44,6 +45,7 @@ def slot_nats(
   target: Int[Array, "B R"],
   vocab_size: int,
   suppress: int | None,
+  elements: int = PIECE_ELEMENTS,
 ) -> Float[Array, "B R"]:
   """Nats of each target, in pieces of slots so that [B, R, V] never exists at once.
 
@@ -53,21 +55,28 @@ def slot_nats(
     target: what they are to predict.
     vocab_size: V.
     suppress: see `negative_log_likelihood`.
+    elements: logits of a piece, on all devices together.
   """
 
   def piece(h, target):
     return negative_log_likelihood(unembed(h), target, suppress)
 
   batch, slots = target.shape
-  size = max(1, min(slots, PIECE_ELEMENTS // (batch * vocab_size)))
+  size = piece_slots(batch, slots, vocab_size, elements)
   if size == slots:
     return piece(h, target)
-  while slots % size:
-    size -= 1
   split = lambda x: jnp.moveaxis(x.reshape(batch, -1, size, *x.shape[2:]), 1, 0)
   # Recomputing a piece's logits in the backward pass is what keeps them from piling up.
   nats = jax.lax.map(lambda hs: jax.checkpoint(piece)(*hs), (split(h), split(target)))
   return jnp.moveaxis(nats, 0, 1).reshape(batch, slots)
+
+
+def piece_slots(batch: int, slots: int, vocab_size: int, elements: int) -> int:
+  """Slots of a piece of the loss, a divisor of all `slots`."""
+  size = max(1, min(slots, elements // (batch * vocab_size)))
+  while slots % size:
+    size -= 1
+  return size
 
 
 def weighted(

@@ -15,11 +15,25 @@ class MetricsWriter:
   """Appends metrics of a work directory, both as JSON lines and as events.
 
   On resume both are cut back to the restored step: what came after it happens again.
+
+  Args:
+    workdir: of the run.
+    step: what was restored.
+    owed: whether the evaluation of that step happens again as well.
+    active: false in all processes but one; nothing is written then.
   """
 
-  def __init__(self, workdir: pathlib.Path, step: int):
+  def __init__(
+    self, workdir: pathlib.Path, step: int, owed: bool = False, active: bool = True
+  ):
+    self._active = active
+    if not active:
+      return
     self._path = workdir / "metrics.jsonl"
     kept = [row for row in read_metrics(self._path) if row["step"] <= step]
+    if owed:
+      again = lambda row: row["step"] == step and "train/loss" not in row
+      kept = [row for row in kept if not again(row)]
     write_text(self._path, "".join(json.dumps(row) + "\n" for row in kept))
     self._file = self._path.open("a")
     events = workdir / "tensorboard"
@@ -31,6 +45,8 @@ class MetricsWriter:
 
   def write(self, step: int, values: dict[str, float]) -> None:
     """Adds a row; names with a slash are grouped by TensorBoard."""
+    if not self._active:
+      return
     row = {"step": step, "time": time.time(), **values}
     self._file.write(json.dumps(row) + "\n")
     self._file.flush()
@@ -45,8 +61,9 @@ class MetricsWriter:
     return self
 
   def __exit__(self, *exception) -> None:
-    self._file.close()
-    self._events.close()
+    if self._active:
+      self._file.close()
+      self._events.close()
 
 
 def read_metrics(path: pathlib.Path) -> list[dict]:
@@ -62,12 +79,22 @@ def read_metrics(path: pathlib.Path) -> list[dict]:
 
 
 class Progress:
-  """A progress bar with rate and ETA on a terminal, plain lines otherwise."""
+  """A progress bar with rate and ETA on a terminal, plain lines otherwise.
 
-  def __init__(self, total: int, done: int = 0, label: str = "", unit: str = "step"):
+  Where `active` is false, as in all processes but one, there is neither.
+  """
+
+  def __init__(
+    self,
+    total: int,
+    done: int = 0,
+    label: str = "",
+    unit: str = "step",
+    active: bool = True,
+  ):
     self._bar = None
-    self._label = label
-    if sys.stderr.isatty():
+    self._label, self._active = label, active
+    if active and sys.stderr.isatty():
       self._bar = tqdm.tqdm(
         total=total, initial=done, desc=label, unit=unit, dynamic_ncols=True
       )
@@ -79,6 +106,8 @@ class Progress:
 
   def say(self, line: str) -> None:
     """Prints a line above the bar."""
+    if not self._active:
+      return
     prefix = f"{self._label}: " if self._label else ""
     if self._bar is not None:
       self._bar.write(prefix + line, file=sys.stderr)

@@ -10,12 +10,13 @@ from jaxtyping import Array, Float, Key
 from set_diffusion_jax import corrupt
 from set_diffusion_jax.config import Config
 from set_diffusion_jax.corrupt import Batch, Noise, Streams
-from set_diffusion_jax.loss import slot_nats
+from set_diffusion_jax.loss import PIECE_ELEMENTS, TPU_PIECE_ELEMENTS, slot_nats
 from set_diffusion_jax.model import Network
 from set_diffusion_jax.order import (
   Order,
   draw_order,
   groups,
+  has_aligned_sets,
   masked_last,
   position_offset,
   set_reach,
@@ -64,6 +65,12 @@ class Objective:
   def suppressed(self) -> int | None:
     """The id that gets probability zero: [MASK], except in one-stream AR."""
     return None if self.one_stream else self.mask_id
+
+  @property
+  def piece_elements(self) -> int:
+    """Logits of a piece of the loss, on all devices together."""
+    on_tpu = self.network.module.tpus is not None
+    return (TPU_PIECE_ELEMENTS if on_tpu else PIECE_ELEMENTS) * self.network.ways
 
   def draw_order(self, batch: Batch, keys: Key[Array, " B"], train: bool) -> Order:
     """An order for each row from the method's policy."""
@@ -136,7 +143,7 @@ class Objective:
     """What the model reads under an order and a noise, and what it is to predict."""
     published = self.config.compat == "setdlms"
     if self.one_stream:
-      return corrupt.one_stream(batch, order, published)
+      return self._aligned(corrupt.one_stream(batch, order, published))
     bos = "context"
     if published and self.config.data.bos:
       bos = "counted" if train else "masked"
@@ -145,7 +152,7 @@ class Objective:
     active = method.predict == "active"
     if active:
       order = masked_last(order, noise.masked, batch.valid)
-    return corrupt.denoising(
+    streams = corrupt.denoising(
       batch,
       order,
       noise,
@@ -156,6 +163,11 @@ class Objective:
       full=not self.has_levels,
       bos=bos,
     )
+    return self._aligned(streams)
+
+  def _aligned(self, streams: Streams) -> Streams:
+    aligned = has_aligned_sets(self.config.method)
+    return streams._replace(index=streams.index.replace(aligned=aligned))
 
   def nats(
     self, params, streams: Streams, dropout_keys: Key[Array, " B"] | None = None
@@ -171,6 +183,7 @@ class Objective:
       streams.target,
       self.network.vocab_size,
       self.suppressed,
+      self.piece_elements,
     )
 
   def training_nats(

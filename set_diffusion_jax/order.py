@@ -213,6 +213,11 @@ def set_reach(method: MethodConfig, length: int) -> int:
   return method.block_size if method.name == "block" else 1
 
 
+def has_aligned_sets(method: MethodConfig) -> bool:
+  """Whether each run of `set_reach` slots is just one set, whatever was drawn."""
+  return method.name != "general" and method.predict != "active"
+
+
 def recorded_schedule(
   method: MethodConfig, length: int, mask: str, t_min: float, t_max: float
 ) -> dict:

@@ -1,16 +1,19 @@
 """The device mesh, and the one table that lays every parameter out on it."""
 
+import math
 import re
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.experimental import mesh_utils
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from set_diffusion_jax.config import MeshConfig
 from set_diffusion_jax.errors import UserError
 
-AXES = ("data", "fsdp", "tensor")
-BATCH = PartitionSpec(("data", "fsdp"))
+AXES = ("slice", "data", "fsdp", "tensor")
+ROWS = ("slice", "data", "fsdp")  # the axes that share out the rows of a batch
+BATCH = PartitionSpec(ROWS)
 
 # Parameter path -> mesh axes of its dimensions; the first match counts. `blocks/`
 # parameters have a leading layer axis. Optimiser moments and the EMA repeat the paths.
@@ -40,33 +43,114 @@ RULES = (
 
 
 def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:
-  """The mesh over all devices; one device is a 1 x 1 x 1 mesh.
+  """The mesh over all devices; one device is a 1 x 1 x 1 x 1 mesh.
+
+  Parameters are never laid out over the slice axis, so what goes over the network
+  between slices is the sum of the gradients.
 
   Raises:
-    UserError: the axes do not multiply to the number of devices.
+    UserError: the axes do not multiply to the number of devices, or slices are asked
+      for that are not there.
   """
   devices = jax.devices() if devices is None else devices
-  inner = config.fsdp * config.tensor
-  data = len(devices) // inner if config.data == -1 else config.data
-  if data * inner != len(devices):
-    axes = f"mesh = {config.data} x {config.fsdp} x {config.tensor}"
+  slices = len({getattr(device, "slice_index", 0) for device in devices})
+  shape = _mesh_shape(config, len(devices), slices)
+  return Mesh(_arranged(devices, shape, slices), AXES)
+
+
+def abstract_mesh(config: MeshConfig, devices: int) -> AbstractMesh:
+  """The mesh over so many devices that are not described; raises as `make_mesh`."""
+  return AbstractMesh(_mesh_shape(config, devices, 1), AXES)
+
+
+def _mesh_shape(config: MeshConfig, devices: int, found: int) -> tuple[int, ...]:
+  """The size of each axis; `found` slices are known to be there."""
+  slices = found if config.slice == -1 else config.slice
+  if found > 1 and slices != found:
+    raise UserError(f"mesh.slice = {slices}: must be {found}, or -1 for all slices")
+  inner = config.fsdp * config.tensor * slices
+  data = devices // inner if config.data == -1 else config.data
+  if data * inner != devices:
+    axes = f"mesh = {slices} x {config.data} x {config.fsdp} x {config.tensor}"
     raise UserError(
-      f"{axes} (data, fsdp, tensor): must multiply to the {len(devices)} devices"
+      f"{axes} (slice, data, fsdp, tensor): must multiply to the {devices} devices"
     )
-  return Mesh(np.array(devices).reshape(data, config.fsdp, config.tensor), AXES)
+  return slices, data, config.fsdp, config.tensor
+
+
+def _arranged(
+  devices: list[jax.Device], shape: tuple[int, ...], slices: int
+) -> np.ndarray:
+  """Devices in the shape of a mesh; on TPU, its axes follow the interconnect's."""
+  if devices[0].platform != "tpu":  # in the order of the processes
+    return np.array(devices).reshape(shape)
+  if slices == 1:
+    return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+  inside, between = (1, *shape[1:]), (slices, 1, 1, 1)
+  return mesh_utils.create_hybrid_device_mesh(
+    inside, between, devices, allow_split_physical_axes=True
+  )
+
+
+def tpu_mesh(mesh: Mesh | AbstractMesh) -> Mesh | None:
+  """The mesh if its devices are TPUs."""
+  real = isinstance(mesh, Mesh) and mesh.devices.flat[0].platform == "tpu"
+  return mesh if real else None
 
 
 def check_batch(field: str, size: int, mesh: Mesh, accumulate: int = 1) -> None:
-  """UserError unless a global batch can be split over data, fsdp and micro-batches."""
-  ways = mesh.shape["data"] * mesh.shape["fsdp"] * accumulate
+  """UserError unless a global batch can be split over its axes and micro-batches."""
+  ways = row_ways(mesh) * accumulate
   if size % ways:
-    parts = f"data {mesh.shape['data']} x fsdp {mesh.shape['fsdp']}"
+    parts = " x ".join(f"{axis} {mesh.shape[axis]}" for axis in ROWS)
     parts += f" x accumulate {accumulate}" if accumulate > 1 else ""
     raise UserError(f"{field} = {size}: must be a multiple of {ways} ({parts})")
 
 
+def row_ways(mesh: Mesh) -> int:
+  """Into how many parts the rows of a batch are shared out."""
+  return math.prod(mesh.shape[axis] for axis in ROWS)
+
+
+def row_share(mesh: Mesh) -> tuple[int, int]:
+  """Which part of each global batch this process feeds: (its number, how many).
+
+  Processes whose devices hold the same rows, as along a tensor axis, feed the same.
+
+  Raises:
+    UserError: the rows of two processes overlap without being the same.
+  """
+  ways = row_ways(mesh)
+  places = batch_sharding(mesh).devices_indices_map((ways,))
+  rows: dict[int, set[int]] = {}
+  for device, (place,) in places.items():
+    rows.setdefault(device.process_index, set()).update(range(ways)[place])
+  shares = sorted({tuple(sorted(held)) for held in rows.values()})
+  if sum(map(len, shares)) != ways:
+    axes = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
+    raise UserError(f"mesh = {axes}: cuts across the {len(rows)} processes")
+  return shares.index(tuple(sorted(rows[jax.process_index()]))), len(shares)
+
+
+def place(tree, shardings):
+  """Host arrays that are the same in every process, laid out on a mesh.
+
+  Args:
+    tree: of numpy arrays.
+    shardings: one for all, or a tree of them.
+  """
+
+  def one(x, where):
+    x = np.asarray(x)
+    return jax.make_array_from_callback(x.shape, where, lambda index: x[index])
+
+  if isinstance(shardings, NamedSharding):
+    return jax.tree.map(lambda x: one(x, shardings), tree)
+  return jax.tree.map(one, tree, shardings)
+
+
 def activation_sharding(mesh: Mesh) -> NamedSharding | None:
-  """Rows over the data and fsdp axes, the rest as it comes; None for one device."""
+  """Rows over their axes, the rest as it comes; None for one device."""
   if mesh.size == 1:
     return None
   free = PartitionSpec.UNCONSTRAINED
@@ -74,7 +158,7 @@ def activation_sharding(mesh: Mesh) -> NamedSharding | None:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-  """Rows over the data and fsdp axes."""
+  """Rows over the slice, data and fsdp axes."""
   return NamedSharding(mesh, BATCH)
 
 

@@ -1,183 +1,44 @@
-"""Training: one pure step, and the loop around it."""
+"""Training: the loop around the step."""
 
 import dataclasses
-import functools
 import pathlib
 import time
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
-from jax.sharding import Mesh
 
-from set_diffusion_jax import data, order, sharding, state, workdir
-from set_diffusion_jax.checkpoint import Checkpoints, abstract
+from set_diffusion_jax import data, order, processes, sharding, workdir
+from set_diffusion_jax.checkpoint import Checkpoints
 from set_diffusion_jax.config import Config
 from set_diffusion_jax.corrupt import Batch
-from set_diffusion_jax.errors import NonFiniteError
-from set_diffusion_jax.evaluate import Clip, Evaluator, Likelihood
-from set_diffusion_jax.loss import LossTerms, loss_terms, weighted
+from set_diffusion_jax.errors import Preempted
+from set_diffusion_jax.evaluate import Clip, Evaluator
+from set_diffusion_jax.journal import Journal
 from set_diffusion_jax.metrics import MetricsWriter, Progress
-from set_diffusion_jax.model import build_network
-from set_diffusion_jax.objective import Objective
-from set_diffusion_jax.rng import row_keys, split_rows
+from set_diffusion_jax.preemption import Preemption
 from set_diffusion_jax.state import TrainState
-from set_diffusion_jax.version import VERSION
+from set_diffusion_jax.step import Program, make_mesh
+from set_diffusion_jax.throughput import CompileTime, Trace
+from set_diffusion_jax.version import VERSION, code_digest
 from set_diffusion_jax.weights import graft, read_weights
 
 
-class Sums(NamedTuple):
-  """What micro-batches add up; the quotients are taken once, over all of them.
-
-  Attributes:
-    loss: its numerator and denominator.
-    tokens: counted ones.
-    predicted: those with a weight.
-    gradient: of the numerator.
-    signed: the gradient of sum_i e_i l_i with random signs e_i, one a token, l_i being
-      the token's weighted nats; None without train.gradient_variance.
-    plain: the gradient of sum_i l_i, likewise.
-  """
-
-  loss: LossTerms
-  tokens: jax.Array
-  predicted: jax.Array
-  gradient: dict
-  signed: dict | None
-  plain: dict | None
-
-
-def micro_gradients(objective: Objective, params, clip, batch: Batch, keys) -> Sums:
-  """The sums of one micro-batch: one forward pass, and a backward pass a gradient."""
-  config = objective.config
-  keys, sign_keys = split_rows(keys)
-
-  def losses(params):
-    nats, streams = objective.training_nats(params, batch, keys, clip)
-    return weighted(nats, streams.weight), streams
-
-  each, pullback, streams = jax.vjp(losses, params, has_aux=True)
-
-  def numerator(each):
-    terms = loss_terms(each, streams.weight, streams.counted, config.loss.denominator)
-    return terms.numerator, terms
-
-  share, terms = jax.grad(numerator, has_aux=True)(each)
-  (gradient,) = pullback(share)
-  signed = plain = None
-  if config.train.gradient_variance:
-    sign = jax.vmap(lambda key: jax.random.rademacher(key, each.shape[1:], each.dtype))
-    (signed,) = pullback(sign(sign_keys))
-    (plain,) = pullback(jnp.ones_like(each))
-  tokens = streams.counted.sum().astype(jnp.float32)
-  predicted = (streams.weight > 0).sum().astype(jnp.float32)
-  return Sums(terms, tokens, predicted, gradient, signed, plain)
-
-
-def gradient_variance(sums: Sums) -> jax.Array:
-  """The trace of the covariance of one token's gradient (Set Diffusion, appendix K.1).
-
-  Over the n tokens of the batch that are predicted. With g_i the gradient of token i,
-  E |signed|^2 = sum_i |g_i|^2, so (|signed|^2 - n |mean g|^2) / (n - 1) is unbiased; it
-  takes two backward passes instead of n.
-  """
-  squared = lambda tree: optax.tree.norm(tree, squared=True)
-  n = jnp.maximum(sums.predicted, 1)
-  return (squared(sums.signed) - squared(sums.plain) / n) / jnp.maximum(n - 1, 1)
-
-
-def train_step(
-  objective: Objective, current: TrainState, batch: Batch
-) -> tuple[TrainState, dict[str, jax.Array]]:
-  """One optimiser step on one global batch.
-
-  Draws are keyed by (seed, step, row), so they depend neither on the mesh nor on how
-  many micro-batches the step is taken in.
-
-  Args:
-    objective: what is learnt.
-    current: is donated when jitted.
-    batch: B rows, `row` = 0 .. B - 1.
-
-  Returns:
-    The next state, and scalars: loss (nats), gradient_norm before clipping, tokens, and
-    with train.gradient_variance that variance.
-  """
-  config = objective.config
-  keys = row_keys(current.key, current.step, batch.row)
-  count = config.train.accumulate
-  # Rows are dealt out in turn, so that each micro-batch is spread over all devices.
-  deal = lambda x: jnp.moveaxis(x.reshape(-1, count, *x.shape[1:]), 1, 0)
-  micros = jax.tree.map(deal, (batch, keys))
-  one = functools.partial(micro_gradients, objective, current.params, current.clip)
-  shapes = jax.eval_shape(one, *jax.tree.map(lambda x: x[0], micros))
-  sums, _ = jax.lax.scan(
-    lambda sums, micro: (jax.tree.map(jnp.add, sums, one(*micro)), None),
-    jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes),
-    micros,
-  )
-  denominator = jnp.maximum(sums.loss.denominator, 1)
-  gradients = jax.tree.map(lambda g: g / denominator, sums.gradient)
-
-  updates, optimizer = state.make_optimizer(config).update(
-    gradients, current.optimizer, current.params
-  )
-  params = optax.apply_updates(current.params, updates)
-  ema = optax.incremental_update(params, current.ema, 1 - config.optimizer.ema_decay)
-  metrics = {
-    "loss": sums.loss.numerator / denominator,
-    "gradient_norm": optax.tree.norm(gradients),
-    "tokens": sums.tokens,
-  }
-  if config.train.gradient_variance:
-    metrics["gradient_variance"] = gradient_variance(sums)
-  after = current.replace(
-    step=current.step + 1, params=params, ema=ema, optimizer=optimizer
-  )
-  return after, metrics
-
-
 @dataclasses.dataclass
-class Run:
-  """The compiled parts of one run, on one mesh."""
+class Run(Program):
+  """A program together with the data that it is run on."""
 
-  config: Config
   corpus: data.Corpus
-  mesh: Mesh
-  objective: Objective
-  shardings: TrainState
+  share: tuple[int, int]  # which part of each batch this process feeds, of how many
 
   @classmethod
   def build(cls, config: Config) -> "Run":
     """Loads the data and checks all that can be checked; writes nothing."""
-    mesh = sharding.make_mesh(config.mesh)
-    sharding.check_batch(
-      "train.batch_size", config.train.batch_size, mesh, config.train.accumulate
-    )
-    corpus = data.load(config.data, jax.process_count())
-    vocabulary = corpus.tokenizer.vocabulary
-    rows = sharding.activation_sharding(mesh)
-    network = build_network(config.model, vocabulary.size, rows)
-    objective = Objective(config, network, vocabulary.mask, vocabulary.eos)
-    shapes = jax.eval_shape(functools.partial(state.init_state, config, network))
-    return cls(config, corpus, mesh, objective, sharding.state_shardings(shapes, mesh))
-
-  @functools.cached_property
-  def step(self):
-    """`train_step`, compiled, its state donated."""
-    return jax.jit(
-      functools.partial(train_step, self.objective),
-      in_shardings=(self.shardings, sharding.batch_sharding(self.mesh)),
-      out_shardings=(self.shardings, sharding.replicated(self.mesh)),
-      donate_argnums=0,
-    )
-
-  def init(self) -> TrainState:
-    """The state before the first step, laid out on the mesh."""
-    init = functools.partial(state.init_state, self.config, self.objective.network)
-    return jax.jit(init, out_shardings=self.shardings)()
+    mesh = make_mesh(config)
+    share = sharding.row_share(mesh)
+    corpus = data.load(config.data, share[1])
+    program = Program.of(config, corpus.tokenizer.vocabulary, mesh)
+    return cls(**vars(program), corpus=corpus, share=share)
 
   def start(self) -> tuple[TrainState, dict, list[str]]:
     """The state before the first step, with the weights of init_from if there is one.
@@ -191,9 +52,9 @@ class Run:
     fresh, where = self.init(), self.config.init_from
     if where is None:
       return fresh, {"initialisation": f"seed {self.config.train.seed}"}, []
-    stored = read_weights(where)
+    stored = read_weights(where, mesh=self.mesh)
     params, report = graft(fresh.params, stored.params, where)
-    params = jax.device_put(params, self.shardings.params)
+    params = jax.jit(lambda x: x, out_shardings=self.shardings.params)(params)
     current = fresh.replace(params=params, ema=jax.tree.map(jnp.copy, params))
     origin = {"checkpoint": where, **dataclasses.asdict(report)}
     lines = report.lines()
@@ -201,10 +62,15 @@ class Run:
       lines.append("its tokenizer is another: an id need not mean the same text")
     return current, origin, [f"from {where}: {line}" for line in lines]
 
-  def abstract_state(self) -> TrainState:
-    """Shapes and layout of the state, without its values."""
-    init = functools.partial(state.init_state, self.config, self.objective.network)
-    return abstract(jax.eval_shape(init), self.shardings)
+  def compiled_step(self):
+    """`step`, compiled in all processes.
+
+    They go on together: where one still compiled, the others would not wait for it to
+    take part in its first collective longer than the 30 s that Gloo has.
+    """
+    compiled = self.step.lower(self.abstract_state(), self.abstract_batch()).compile()
+    processes.gather_numbers([0])
+    return compiled
 
   def batches(self):
     """This process's grain iterator over training examples."""
@@ -212,30 +78,30 @@ class Run:
       self.corpus.train,
       self.config.train.batch_size,
       self.config.train.seed,
-      jax.process_index(),
-      jax.process_count(),
+      *self.share,
     )
 
   def put(self, examples: data.Examples) -> Batch:
     """This process's examples as its part of the global batch."""
-    rows = self.config.train.batch_size // jax.process_count()
-    row = np.arange(rows, dtype=np.int32) + rows * jax.process_index()
+    part, parts = self.share
+    rows = self.config.train.batch_size // parts
+    row = np.arange(rows, dtype=np.int32) + rows * part
     return jax.make_array_from_process_local_data(
       sharding.batch_sharding(self.mesh), Batch(**examples, row=row)
     )
 
   def put_clip(self, clip: Clip) -> jax.Array:
     """A range of noise levels as it stands in the state."""
-    return jax.device_put(
-      jnp.array([clip.t_min, clip.t_max], jnp.float32), self.shardings.clip
-    )
+    levels = np.array([clip.t_min, clip.t_max], np.float32)
+    return sharding.place(levels, self.shardings.clip)
 
-  def meta(self, current: TrainState, weights_from: dict) -> dict:
+  def meta(self, current: TrainState, weights_from: dict, owed: bool) -> dict:
     """What a checkpoint needs to be understood without its work directory.
 
     Args:
       current: what is saved.
       weights_from: where the weights of step 0 came from.
+      owed: whether an evaluation that was due at this step has not been made.
     """
     config = self.config
     t_min, t_max = np.asarray(current.clip).tolist()
@@ -249,121 +115,134 @@ class Run:
       "schedule": schedule,
       "code_version": VERSION,
       "weights_from": weights_from,
+      "evaluation_owed": owed,
     }
 
 
-def train(config: Config, directory: pathlib.Path, label: str = "") -> None:
-  """Trains in a work directory, or goes on from its last checkpoint.
+def train(
+  config: Config, directory: pathlib.Path, label: str = "", profile: bool = False
+) -> None:
+  """Trains in a work directory, or goes on from its last whole checkpoint.
+
+  Every process of a job calls this; the first one writes metrics and prints.
+
+  Args:
+    config: the same in all processes.
+    directory: one that all processes see.
+    label: stands before what is printed.
+    profile: whether a trace of a few steps goes to `directory`/profile.
 
   Raises:
     UserError: the configuration, the data or the directory cannot be used; nothing
-      has been written then.
+      has been written then. Raised in all processes if it is in one.
     NonFiniteError: the loss or the gradient diverged; the last checkpoint is good.
+    Preempted: SIGTERM came, and where the run stands is saved.
   """
-  run = Run.build(config)
-  if not workdir.has_checkpoint(directory):
-    start, weights_from, news = run.start()  # before anything is written
-  workdir.claim(directory, config, run.corpus.fingerprint)
+  processes.check_same(_facts(config, directory))
+  run = processes.together(lambda: Run.build(config))
+  processes.check_same({f"data.{k}": v for k, v in run.corpus.fingerprint.items()})
+  if not processes.from_first(lambda: workdir.has_checkpoint(directory)):
+    current, weights_from, news = run.start()  # before anything is written
+  processes.from_first(lambda: workdir.claim(directory, config, run.corpus.fingerprint))
+  cadence, first, owed = config.train, 0, False
   evaluator = Evaluator(run.objective, run.corpus.validation, run.mesh)
-  cadence = config.train
-  with Checkpoints(
+  batches = run.batches()
+  checkpoints = Checkpoints(
     directory / workdir.CHECKPOINTS, cadence.keep_latest, cadence.keep_best
-  ) as checkpoints:
-    batches = run.batches()
-    first = max(checkpoints.steps, default=0)
-    if first:
-      current = checkpoints.restore(first, run.abstract_state(), batches)
-      weights_from = checkpoints.restore_meta(first)["weights_from"]
-      done = first >= cadence.steps
-      news = [f"{'is already at' if done else 'continues from'} step {first}"]
-    else:
-      current = start
-    with (
-      MetricsWriter(directory, first) as writer,
-      Progress(cadence.steps, first, label) as progress,
-    ):
-      for line in news:
-        progress.say(line)
-      log = _Log(config, writer, progress, first)
-      for step in range(first + 1, cadence.steps + 1):
-        current, metrics = run.step(current, run.put(next(batches)))
-        log.add(step, metrics)
-        last = step == cadence.steps
-        quality = None
-        if step % cadence.log_every == 0 or last:
-          log.flush()
-        if step % cadence.evaluate_every == 0 or last:
-          log.flush()
-          quality, clip = evaluator.run(current.ema)
-          if clip is not None:
-            current = current.replace(clip=run.put_clip(clip))
-          log.evaluation(step, quality, clip)
-        if step % cadence.checkpoint_every == 0 or last:
-          log.flush()  # a state with a non-finite history is never saved
-          nats = None if quality is None else quality.nats_per_token
-          meta = run.meta(current, weights_from)
-          checkpoints.save(step, current, batches, meta, nats)
+  )
+  found = checkpoints.restore_newest(run.abstract_state(), batches)
+  if found is not None:
+    first, current = found.step, found.state
+    weights_from, owed = found.meta["weights_from"], found.meta["evaluation_owed"]
+    done = first >= cadence.steps
+    news = [
+      *found.news,
+      f"{'is already at' if done else 'continues from'} step {first}",
+    ]
+  writes = processes.is_first()
+  with (
+    Preemption() as preemption,
+    checkpoints,
+    MetricsWriter(directory, first, owed, writes) as writer,
+    Progress(cadence.steps, first, label, active=writes) as progress,
+    CompileTime() as compiled,
+    Trace(directory / "profile" if profile and writes else None, first) as trace,
+  ):
+    for line in news:
+      progress.say(line)
+    journal = Journal(run, writer, progress, compiled, first)
+
+    def evaluated(step: int, current: TrainState) -> tuple[TrainState, float]:
+      """The state with what an evaluation changes in it, and nats per token."""
+      quality, clip = evaluator.run(current.ema)
+      if clip is not None:
+        current = current.replace(clip=run.put_clip(clip))
+      journal.evaluation(step, quality, clip)
+      return current, quality.nats_per_token
+
+    if owed:
+      current, _ = evaluated(first, current)
+    saved = time.monotonic()
+    if first < cadence.steps:
+      step_fn = run.compiled_step()
+    for step in range(first + 1, cadence.steps + 1):
+      trace.before(step, journal.pending)
+      began = time.perf_counter()
+      batch = run.put(next(batches))
+      waited = time.perf_counter() - began
+      current, metrics = step_fn(current, batch)
+      journal.add(step, metrics, waited)
+      last = step == cadence.steps
+      stop = preemption.reached(step) and not last
+      save = step % cadence.checkpoint_every == 0 or last or stop
+      if step % cadence.log_every == 0 or last:
+        journal.flush()
+        save |= _late(cadence.checkpoint_minutes, saved)
+      nats = None
+      owed = step % cadence.evaluate_every == 0 or last
+      if owed and not stop:
+        journal.flush()
+        current, nats = evaluated(step, current)
+        owed = False
+      if save:
+        journal.flush()  # a state with a non-finite history is never saved
+        meta = run.meta(current, weights_from, owed)
+        checkpoints.save(step, current, batches, meta, nats)
+        saved = time.monotonic()
+      if stop:
+        raise Preempted(step)
 
 
-class _Log:
-  """Collects the metrics of steps without waiting for them until they are needed."""
+def _goes_on(first: int, steps: int) -> str:
+  """What is said of a run that was restored."""
+  return f"{'is already at' if first >= steps else 'continues from'} step {first}"
 
-  def __init__(self, config: Config, writer: MetricsWriter, progress: Progress, step):
-    self._rate = state.learning_rate(config.optimizer, config.train)
-    self._writer, self._progress = writer, progress
-    self._pending: list[tuple[int, dict]] = []
-    self._since, self._last = time.perf_counter(), step
-    self._length = config.data.length * config.train.batch_size
 
-  def add(self, step: int, metrics: dict[str, jax.Array]) -> None:
-    """Remembers a step; waits for the one before it, so that few are in flight."""
-    if self._pending:
-      jax.block_until_ready(self._pending[-1][1])
-    self._pending.append((step, metrics))
-    self._progress.advance()
+def _late(minutes: float | None, saved: float) -> bool:
+  """Whether it is time for another checkpoint, by the clock of the first process.
 
-  def flush(self) -> None:
-    """Writes what is pending, checked to be finite."""
-    if not self._pending:
-      return
-    pending, self._pending = jax.device_get(self._pending), []
-    for step, metrics in pending:
-      for name in ("loss", "gradient_norm"):
-        if not np.isfinite(metrics[name]):
-          raise NonFiniteError(f"step {step}: {name} is {metrics[name]}")
-    step, metrics = pending[-1]
-    now = time.perf_counter()
-    rate = (step - self._last) * self._length / (now - self._since)
-    loss = float(np.mean([metrics["loss"] for _, metrics in pending]))
-    values = {
-      "train/loss": loss,
-      "train/gradient_norm": float(metrics["gradient_norm"]),
-      "train/learning_rate": float(self._rate(step - 1)),
-      "train/tokens_per_second": rate,
-    }
-    if "gradient_variance" in metrics:
-      variances = [float(m["gradient_variance"]) for _, m in pending]
-      values["train/gradient_variance"] = float(np.mean(variances))
-    self._writer.write(step, values)
-    self._progress.say(f"step {step}  loss {loss:.4f} nats/token  {rate:,.0f} tokens/s")
-    self._since, self._last = now, step
+  Args:
+    minutes: from one to the next.
+    saved: when the last one was begun, by time.monotonic.
+  """
+  if minutes is None:
+    return False
+  passed = (time.monotonic() - saved) / 60
+  return bool(processes.gather_numbers([passed])[0, 0] >= minutes)
 
-  def evaluation(self, step: int, quality: Likelihood, clip: Clip | None) -> None:
-    """Writes the held-out figures of a step, and the range of noise levels found."""
-    if not np.isfinite(quality.perplexity):
-      raise NonFiniteError(f"step {step}: held-out perplexity is {quality.perplexity}")
-    figures = quality.summary()
-    names = ("nats_per_token", "perplexity", "bits_per_byte")
-    values = {f"validation/{name}": figures[name] for name in names}
-    if clip is not None:
-      values |= {f"clip/{name}": value for name, value in clip._asdict().items()}
-      self._progress.say(
-        f"step {step}  noise levels from [{clip.t_min:g}, {clip.t_max:g}]: variance of "
-        f"a set's loss {clip.variance:.3f}, on [0, 1] {clip.full_variance:.3f}"
-      )
-    self._writer.write(step, values)
-    self._progress.say(
-      f"step {step}  held out: {quality.bits_per_byte:.3f} bits/byte  "
-      f"perplexity {quality.perplexity:.3f}"
-    )
-    self._since = time.perf_counter()
+
+def _facts(config: Config, directory: pathlib.Path) -> dict:
+  """What all processes must agree on before they compute together.
+
+  Text is compared by its content, so its path may differ.
+  """
+  paths = ("data.train_path", "data.validation_path", "data.directory")
+  flat = config.flat()
+  fields = {name: flat[name] for name in flat if name not in (*paths, "data.tokenizer")}
+  return {
+    **fields,
+    "--workdir": str(directory.absolute()),
+    "code version": VERSION,
+    "code sha256": code_digest()[:12],
+    "jax version": jax.__version__,
+  }

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from set_diffusion_jax import data, sharding, workdir
 from set_diffusion_jax.checkpoint import Checkpoints, abstract
@@ -33,7 +34,9 @@ class Stored(NamedTuple):
   meta: dict
 
 
-def read_weights(path: str | pathlib.Path, weights: str | None = None) -> Stored:
+def read_weights(
+  path: str | pathlib.Path, weights: str | None = None, mesh: Mesh | None = None
+) -> Stored:
   """The weights of a checkpoint of any supported format.
 
   Args:
@@ -41,13 +44,15 @@ def read_weights(path: str | pathlib.Path, weights: str | None = None) -> Stored
       `convert` reads: a PyTorch-format directory or file.
     weights: "ema" or "raw"; None: what the configuration evaluates, and otherwise the
       EMA where there is one.
+    mesh: whose devices they are laid out on; None: on all devices, replicated.
 
   Raises:
     UserError: there is no checkpoint, or it is damaged.
   """
   path = pathlib.Path(path)
+  mesh = sharding.make_mesh(MeshConfig()) if mesh is None else mesh
   if path.is_file() or ((path / "config.json").is_file() and not _is_workdir(path)):
-    return _read_foreign(path, weights)
+    return _read_foreign(path, weights, mesh)
   folder, step = _find(path)
   with Checkpoints(folder) as checkpoints:
     if step is None:
@@ -60,7 +65,7 @@ def read_weights(path: str | pathlib.Path, weights: str | None = None) -> Stored
     tokenizer = data.restore_tokenizer(meta["tokenizer"])
     network = build_network(config.model, tokenizer.vocabulary.size)
     shapes = jax.eval_shape(lambda: network.init(jax.random.key(0)))
-    layout = sharding.state_shardings(shapes, sharding.make_mesh(MeshConfig()))
+    layout = sharding.state_shardings(shapes, mesh)
     weights = weights or config.evaluate.weights
     if weights == "ema" and "source" in meta:  # a converted checkpoint
       raise UserError(f"--weights=ema: {path} holds one set of weights; leave it out")
@@ -73,11 +78,11 @@ def _is_workdir(path: pathlib.Path) -> bool:
   return (path / workdir.CHECKPOINTS).is_dir() or workdir.is_run(path)
 
 
-def _read_foreign(path: pathlib.Path, weights: str | None) -> Stored:
+def _read_foreign(path: pathlib.Path, weights: str | None, mesh: Mesh) -> Stored:
   """Weights in a PyTorch format, widened to float32."""
   source = open_source(path, weights)
   params = source.tree()
-  layout = sharding.state_shardings(params, sharding.make_mesh(MeshConfig()))
+  layout = sharding.state_shardings(params, mesh)
   described = {
     "name": source.tokenizer,
     **dataclasses.asdict(source.vocabulary),
@@ -85,7 +90,7 @@ def _read_foreign(path: pathlib.Path, weights: str | None) -> Stored:
   }
   return Stored(
     source.config,
-    jax.device_put(params, layout),
+    sharding.place(params, layout),
     data.restore_tokenizer(described),
     source.step or 0,
     {"notes": source.notes},

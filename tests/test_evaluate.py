@@ -160,13 +160,16 @@ def test_an_interrupted_evaluation_goes_on(tmp_path):
   smaller = dataclasses.replace(smaller, params=m.params)
   done = []
 
+  partial = PartialResults(path, {"a": 1})
+
   def interrupt(rows):
-    done.append(rows)
+    partial.add(rows)
+    done.append(len(rows))
     if len(done) == 3:
       raise KeyboardInterrupt
 
   with pytest.raises(KeyboardInterrupt):
-    smaller.evaluator().run(m.params, interrupt, PartialResults(path, {"a": 1}))
+    smaller.evaluator().run(m.params, interrupt)
   partial = PartialResults(path, {"a": 1})
   assert partial.found == sum(done) == 24
   # A kill in the middle of a line loses that row only.
@@ -175,8 +178,8 @@ def test_an_interrupted_evaluation_goes_on(tmp_path):
   partial = PartialResults(path, {"a": 1})
   assert partial.found == 23
   seen = []
-  found = m.evaluator().run(m.params, seen.append, partial).likelihood
-  assert sum(seen) == len(whole.nats) - 23
+  found = m.evaluator().run(m.params, seen.append, partial.rows).likelihood
+  assert sum(map(len, seen)) == len(whole.nats) - 23
   np.testing.assert_allclose(found.nats, whole.nats, rtol=1e-6)
   np.testing.assert_allclose(found.mixed, whole.mixed, rtol=1e-6)
   with pytest.raises(UserError, match="holds another evaluation"):

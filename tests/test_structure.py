@@ -7,8 +7,8 @@ ROOT = pathlib.Path(__file__).parents[1] / "set_diffusion_jax"
 
 # Each room may import from the rooms of its line and of the lines above it.
 LEVELS = [
-  ["errors", "version"],
-  ["config", "rng"],
+  ["errors", "version", "preemption"],
+  ["config", "rng", "cluster", "processes"],
   ["schedules", "data"],
   ["order"],
   ["index"],
@@ -16,7 +16,8 @@ LEVELS = [
   ["model", "loss", "sharding", "metrics", "workdir", "checkpoint"],
   ["objective", "state"],
   ["decode", "evaluate", "weights", "convert"],
-  ["train", "api", "picture"],
+  ["step"],
+  ["train", "api", "picture", "plan", "throughput", "journal"],
   ["cli"],
 ]
 LEVEL = {room: number for number, rooms in enumerate(LEVELS) for room in rooms}

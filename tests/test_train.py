@@ -16,7 +16,7 @@ import optax
 import pytest
 import tensorboardX.proto.event_pb2 as event_pb2
 
-from set_diffusion_jax import state
+from set_diffusion_jax import state, step
 from set_diffusion_jax import train as module
 from set_diffusion_jax.checkpoint import FORMAT_VERSION, Checkpoints
 from set_diffusion_jax.config import Config
@@ -45,13 +45,13 @@ def config(folder, **changes):
   return Config.from_dict(settings(folder, **changes).to_dict())
 
 
-def final(run_config, directory, step=None):
+def final(run_config, directory, at=None):
   """State and data position of a checkpoint, as plain arrays."""
   run = Run.build(run_config)
   batches = run.batches()
   with Checkpoints(directory / "checkpoints") as checkpoints:
-    step = max(checkpoints.steps) if step is None else step
-    restored = checkpoints.restore(step, run.abstract_state(), batches)
+    at = max(checkpoints.steps) if at is None else at
+    restored = checkpoints.restore(at, run.abstract_state(), batches)
   restored = restored.replace(key=jax.random.key_data(restored.key))
   return jax.device_get(restored), [next(batches)["tokens"] for _ in range(3)]
 
@@ -90,7 +90,7 @@ def test_saving_does_not_disturb_what_is_saved(tmp_path):
   for _ in range(2):
     current, _ = run.step(current, run.put(next(batches)))
   plain = current.replace(key=jax.random.key_data(current.key))
-  stored, following = final(c, tmp_path / "run", step=2)
+  stored, following = final(c, tmp_path / "run", at=2)
   assert_identical(
     (stored, following), (plain, [next(batches)["tokens"] for _ in range(3)])
   )
@@ -195,6 +195,7 @@ def one_step(folder, **changes):
     {"mesh__data": 2, "mesh__fsdp": 1, "mesh__tensor": 2},
     {"mesh__data": 1, "mesh__fsdp": 2, "mesh__tensor": 2, "train__accumulate": 2},
     {"mesh__data": 2, "mesh__fsdp": 1, "mesh__tensor": 2, "train__accumulate": 2},
+    {"mesh__slice": 2, "mesh__data": 1, "mesh__fsdp": 2, "mesh__tensor": 1},
   ],
 )
 @pytest.mark.multidevice
@@ -259,9 +260,7 @@ def test_step_is_the_gradient_of_the_mean(tmp_path):
     return (nats * streams.weight).sum() / streams.counted.sum()
 
   loss, gradient = jax.value_and_grad(mean)(start.params)
-  after, metrics = module.train_step(
-    run.objective, start, jax.tree.map(jnp.array, batch)
-  )
+  after, metrics = step.train_step(run.objective, start, jax.tree.map(jnp.array, batch))
   assert metrics["loss"] == pytest.approx(float(loss), rel=1e-6)
   assert metrics["gradient_norm"] == pytest.approx(
     float(optax.tree.norm(gradient)), rel=1e-5
@@ -294,14 +293,14 @@ def test_learning_rates():
 
 def test_a_diverged_run_keeps_its_last_good_checkpoint(tmp_path, monkeypatch):
   c = config(tmp_path)
-  true_step = module.train_step
+  true_step = step.train_step
 
   def poisoned(objective, current, batch):
     after, metrics = true_step(objective, current, batch)
     bad = jnp.where(current.step == 4, jnp.nan, 0.0)
     return after, {**metrics, "loss": metrics["loss"] + bad}
 
-  monkeypatch.setattr(module, "train_step", poisoned)
+  monkeypatch.setattr(step, "train_step", poisoned)
   with pytest.raises(NonFiniteError, match="step 5: loss is nan"):
     train(c, tmp_path / "run")
   with Checkpoints(tmp_path / "run" / "checkpoints") as checkpoints:
@@ -449,7 +448,7 @@ def test_gradient_variance_is_that_of_single_tokens(accumulate):
   )
 
   def estimate(key):
-    after = module.train_step(obj, start.replace(key=key), batch)
+    after = step.train_step(obj, start.replace(key=key), batch)
     return after[1]["gradient_variance"]
 
   # One after another: vmapped over 512 keys, jaxlib 0.10.2 on CPU is wrong.

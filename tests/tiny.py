@@ -10,6 +10,7 @@ import numpy as np
 from set_diffusion_jax import corrupt
 from set_diffusion_jax.config import Config, default_config
 from set_diffusion_jax.corrupt import Batch
+from set_diffusion_jax.data import Vocabulary
 from set_diffusion_jax.model import build_network
 from set_diffusion_jax.objective import Objective
 
@@ -101,3 +102,8 @@ def text_file(folder: pathlib.Path, lines=40) -> pathlib.Path:
   path = folder / "text.txt"
   path.write_text("".join(f"{i}. {TEXT}" for i in range(lines)))
   return path
+
+
+def vocabulary(size: int) -> Vocabulary:
+  """The last three ids are EOS and BOS, padding and [MASK]."""
+  return Vocabulary(size, size - 3, size - 3, size - 2, size - 1)

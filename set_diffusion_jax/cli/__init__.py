@@ -1,20 +1,27 @@
 """The command line: `python -m set_diffusion_jax VERB`."""
 
+import argparse
 import logging
 import os
 import sys
-from collections.abc import Sequence
+import traceback
+from collections.abc import Callable, Sequence
 
+import jax
+
+from set_diffusion_jax import cluster, processes
 from set_diffusion_jax.cli.configuration import read_config
 from set_diffusion_jax.cli.evaluate import evaluate
 from set_diffusion_jax.cli.files import check_output
 from set_diffusion_jax.cli.generate import infill, sample
 from set_diffusion_jax.cli.inspect import convert, inspect
 from set_diffusion_jax.cli.parser import make_parser
+from set_diffusion_jax.cli.plan import plan
 from set_diffusion_jax.cli.prepare import prepare
-from set_diffusion_jax.errors import NonFiniteError, UserError
+from set_diffusion_jax.errors import NonFiniteError, Preempted, UserError
+from set_diffusion_jax.preemption import EXIT_CODE
 
-__all__ = ["main", "quiet", "read_config"]
+__all__ = ["guarded", "main", "quiet", "read_config"]
 
 
 def quiet() -> None:
@@ -27,38 +34,75 @@ def quiet() -> None:
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs one verb; returns the exit code."""
   argv = list(sys.argv[1:] if argv is None else argv)
+  return guarded(lambda: _run(argv))
+
+
+def guarded(act: Callable[[], int]) -> int:
+  """The exit code of what `act` does; the ways it may end early in a line each."""
   quiet()
   try:
-    configuration = [a for a in argv if a.split("=")[0].split(".")[0] == "--config"]
-    arguments = make_parser().parse_args([a for a in argv if a not in configuration])
-    if arguments.verb == "train":
-      from set_diffusion_jax.train import train
-
-      train(read_config(configuration), arguments.workdir)
-    elif arguments.verb == "prepare":
-      prepare(arguments, configuration)
-    elif arguments.verb == "inspect":
-      inspect(arguments, configuration)
-    elif arguments.verb == "convert":
-      if configuration:
-        raise UserError(f"{configuration[0]}: convert takes no configuration")
-      convert(arguments)
-    else:
-      named = [a for a in configuration if not a.startswith("--config.")]
-      if named:
-        raise UserError(f"{named[0]}: {arguments.verb} has the checkpoint's own")
-      check_output(arguments.output)
-      verbs = {"evaluate": evaluate, "sample": sample, "infill": infill}
-      verbs[arguments.verb](arguments, configuration)
+    return act()
   except UserError as error:
     print(f"error: {error}", file=sys.stderr)
     return 2
   except NonFiniteError as error:
     print(f"error: {error}; the last checkpoint is from before", file=sys.stderr)
     return 4
+  except Preempted as stop:
+    print(f"{stop}; the same command continues", file=sys.stderr)
+    return EXIT_CODE
   except BrokenPipeError:  # a reader such as `head` has seen enough
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
   except KeyboardInterrupt:
     print("interrupted; the same command continues", file=sys.stderr)
     return 130
+  except Exception:
+    if not jax.distributed.is_initialized():
+      raise
+    # Others wait for this process: end it now, without jax's farewell to them.
+    traceback.print_exc()
+    sys.stderr.flush()
+    os._exit(1)
   return 0
+
+
+def _run(argv: list[str]) -> int:
+  configuration = [a for a in argv if a.split("=")[0].split(".")[0] == "--config"]
+  arguments = make_parser().parse_args([a for a in argv if a not in configuration])
+  if arguments.verb in ("train", "evaluate"):
+    _join(arguments)
+  if arguments.verb == "train":
+    from set_diffusion_jax.train import train
+
+    config = processes.together(lambda: read_config(configuration))
+    train(config, arguments.workdir, profile=arguments.profile)
+  elif arguments.verb == "prepare":
+    prepare(arguments, configuration)
+  elif arguments.verb == "plan":
+    return plan(arguments, configuration)
+  elif arguments.verb == "inspect":
+    inspect(arguments, configuration)
+  elif arguments.verb == "convert":
+    if configuration:
+      raise UserError(f"{configuration[0]}: convert takes no configuration")
+    convert(arguments)
+  else:
+    named = [a for a in configuration if not a.startswith("--config.")]
+    if named:
+      raise UserError(f"{named[0]}: {arguments.verb} has the checkpoint's own")
+    check_output(arguments.output)
+    verbs = {"evaluate": evaluate, "sample": sample, "infill": infill}
+    verbs[arguments.verb](arguments, configuration)
+  return 0
+
+
+def _join(arguments: argparse.Namespace) -> None:
+  """Meets the other processes of the job, if there are any."""
+  cluster.start(
+    arguments.coordinator,
+    arguments.processes,
+    arguments.process,
+    arguments.meeting_timeout,
+  )
+  if arguments.compilation_cache is not None:
+    jax.config.update("jax_compilation_cache_dir", str(arguments.compilation_cache))

@@ -6,6 +6,7 @@ import json
 import pathlib
 from collections.abc import Sequence
 
+from set_diffusion_jax import processes
 from set_diffusion_jax.cli.configuration import checked, load_model, with_options
 from set_diffusion_jax.cli.files import write
 from set_diffusion_jax.data.zero_shot import zero_shot_data, zero_shot_names
@@ -14,7 +15,7 @@ from set_diffusion_jax.errors import UserError
 
 def evaluate(arguments: argparse.Namespace, changes: Sequence[str]) -> None:
   """The figures of a checkpoint, printed and written."""
-  model = load_model(arguments, changes)
+  model = processes.together(lambda: load_model(arguments, changes))
   config = model.config
   options = with_options(
     config.evaluate, arguments, ("draws", "sequences", "batch_size", "seed", "order")
@@ -24,7 +25,9 @@ def evaluate(arguments: argparse.Namespace, changes: Sequence[str]) -> None:
     if arguments.zero_shot_data is not None:
       raise UserError("--zero-shot-data: needs --zero-shot=NAME,...")
     model = dataclasses.replace(model, config=config)
-    _print_figures(_likelihood(model, arguments.output, "evaluate"))
+    figures = _likelihood(model, arguments.output, "evaluate")
+    if processes.is_first():
+      _print_figures(figures)
     return
   every = {}
   for name in zero_shot_names(arguments.zero_shot):
@@ -35,42 +38,61 @@ def evaluate(arguments: argparse.Namespace, changes: Sequence[str]) -> None:
     every[name] = figures = _likelihood(one, output, name)
     spread = _spread(figures["perplexity_standard_error"], 2)
     bound = f"{figures['bound']}, {figures['tokens']:,} tokens"
-    print(f"{name:12} perplexity {_number(figures['perplexity'], 2)}{spread}  {bound}")
-  write(arguments.output, {"zero_shot": every})
+    value = _number(figures["perplexity"], 2)
+    if processes.is_first():
+      print(f"{name:12} perplexity {value}{spread}  {bound}")
+  if processes.is_first():
+    write(arguments.output, {"zero_shot": every})
 
 
 def _likelihood(model, output: pathlib.Path | None, label: str) -> dict:
   """The figures of a model on its held-out text, also in the file `output`.
 
   Goes on where it was interrupted; the same figures are not computed a second time.
+  Of several processes, the first one reads and writes the files.
   """
   from set_diffusion_jax.evaluate import PartialResults
   from set_diffusion_jax.metrics import Progress
 
-  evaluator = model.evaluator()
+  evaluator = processes.together(model.evaluator)
   protocol = model.protocol(evaluator.held_out)
   identity = {**protocol, "weights_sha256": model.digest}
-  if output is None:
-    with Progress(evaluator.total, 0, label, "sequence") as progress:
-      quality = evaluator.run(model.params, progress.advance).likelihood
-    return {**quality.summary(), "protocol": identity}
-  if (found := _finished(output, identity)) is not None:
+  processes.check_same(identity)
+  found = processes.from_first(lambda: _finished(output, identity))
+  if found is not None:
     return found
-  partial = PartialResults(output, identity)
-  with Progress(evaluator.total, partial.found, label, "sequence") as progress:
-    if partial.found:
-      progress.say(f"continues from sequence {partial.found} of {evaluator.total}")
-    quality = evaluator.run(model.params, progress.advance, partial).likelihood
+  first, partial, done = processes.is_first(), None, {}
+
+  def open_partial() -> list:
+    nonlocal partial
+    if output is not None:
+      partial = PartialResults(output, identity)
+    return list(partial.rows.items()) if partial else []
+
+  done = {row: tuple(sums) for row, sums in processes.from_first(open_partial)}
+  with Progress(
+    evaluator.total, len(done), label, "sequence", active=first
+  ) as progress:
+    if done:
+      progress.say(f"continues from sequence {len(done)} of {evaluator.total}")
+
+    def advance(rows: dict) -> None:
+      if partial is not None:
+        partial.add(rows)
+      progress.advance(len(rows))
+
+    quality = evaluator.run(model.params, advance, done).likelihood
   figures = {**quality.summary(), "protocol": identity}
-  write(output, figures)
-  partial.finish()
+  if first and partial is not None:
+    write(output, figures)
+    partial.finish()
   return figures
 
 
-def _finished(output: pathlib.Path, identity: dict) -> dict | None:
+def _finished(output: pathlib.Path | None, identity: dict) -> dict | None:
   """The figures of a file that holds just this evaluation; None if it does not."""
   try:
-    figures = json.loads(output.read_text())
+    figures = json.loads(output.read_text()) if output else None
   except (OSError, ValueError):
     return None
   same = isinstance(figures, dict) and figures.get("protocol") == identity

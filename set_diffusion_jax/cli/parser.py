@@ -9,8 +9,9 @@ from set_diffusion_jax.errors import UserError
 
 _ABOUT = """Set Diffusion language models: train, evaluate, generate, convert.
 
-Exit codes: 0 done; 2 your mistake, one line on stderr; 4 non-finite loss; 130
-interrupted.
+Exit codes: 0 done; 2 your mistake, one line on stderr; 3 does not fit (plan); 4
+non-finite loss; 5 the processes of a job could not meet; 42 stopped by SIGTERM, after
+saving; 130 interrupted.
 """
 _CONFIG_HELP = (
   "--config=FILE[:key=value,...] names the configuration (required); "
@@ -41,6 +42,10 @@ def make_parser() -> argparse.ArgumentParser:
 
   train = verb("train", "Train, or continue, the run of a work directory.")
   train.add_argument("--workdir", required=True, type=pathlib.Path)
+  train.add_argument(
+    "--profile", action="store_true", help="trace a few steps, to WORKDIR/profile"
+  )
+  _job(train)
   train.epilog = _CONFIG_HELP
 
   _prepare(verb("prepare", "Tokenize a corpus once, for training that reads it fast."))
@@ -56,6 +61,7 @@ def make_parser() -> argparse.ArgumentParser:
   )
   _generation(infill, "text")
 
+  _plan(verb("plan", "What a run needs, and how fast it can be, on chips elsewhere."))
   _convert(verb("convert", "Convert a checkpoint to the other side: Orbax, PyTorch."))
   _inspect(verb("inspect", "What a checkpoint or a batch holds, or who sees whom."))
   return parser
@@ -87,8 +93,32 @@ def _prepare(parser: argparse.ArgumentParser) -> None:
   )
 
 
+def _job(parser: argparse.ArgumentParser) -> None:
+  """What several processes need to meet, and what spares them compiling again."""
+  job = parser.add_argument_group(
+    "several processes", "not needed on TPU pods and under Slurm's srun"
+  )
+  job.add_argument("--coordinator", metavar="HOST:PORT", help="of process 0")
+  job.add_argument("--processes", type=int, metavar="N", help="how many there are")
+  job.add_argument("--process", type=int, metavar="I", help="this one, from 0")
+  job.add_argument(
+    "--meeting-timeout",
+    type=int,
+    default=300,
+    metavar="SECONDS",
+    help="how long to wait for the others; default: 300",
+  )
+  parser.add_argument(
+    "--compilation-cache",
+    type=pathlib.Path,
+    metavar="DIR",
+    help="keep compiled programs there from run to run",
+  )
+
+
 def _evaluate(parser: argparse.ArgumentParser) -> None:
   _checkpoint(parser)
+  _job(parser)
   parser.add_argument("--draws", type=int, help="orders drawn for each sequence")
   parser.add_argument("--sequences", type=int, help="only the first ones")
   parser.add_argument("--batch-size", type=int)
@@ -131,6 +161,23 @@ def _convert(parser: argparse.ArgumentParser) -> None:
     metavar="FILE.json",
     help="figures for the model card, as evaluate --output wrote them",
   )
+
+
+def _plan(parser: argparse.ArgumentParser) -> None:
+  parser.add_argument(
+    "--topology",
+    required=True,
+    help="v4:4x4x4, v5e:16x16, v5p:4x4x4, v6e:16x16, or gpu:h100x64 and the like",
+  )
+  parser.add_argument("--slices", type=int, default=1, help="TPU slices of --topology")
+  parser.add_argument(
+    "--vocabulary-size",
+    type=int,
+    metavar="N",
+    help="ids, [MASK] included; default: those of data.tokenizer",
+  )
+  parser.add_argument("--json", type=pathlib.Path, metavar="FILE.json")
+  parser.epilog = _CONFIG_HELP
 
 
 def _inspect(parser: argparse.ArgumentParser) -> None:

@@ -201,7 +201,11 @@ def _check_training(require: _Require, config) -> None:
     "train.batch_size",
     f"a multiple of train.accumulate={config.train.accumulate}",
   )
-  require(config.mesh.data >= 1 or config.mesh.data == -1, "mesh.data", "-1 or above 0")
+  for name in ("mesh.slice", "mesh.data"):
+    size = require.value(name)
+    require(size >= 1 or size == -1, name, "-1 or above 0")
+  minutes = config.train.checkpoint_minutes
+  require(minutes is None or minutes > 0, "train.checkpoint_minutes", "above 0 or null")
   _check_evaluation(require, config)
   _check_decoding(require, config.decode)
 

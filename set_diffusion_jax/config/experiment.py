@@ -30,7 +30,8 @@ CHANGEABLE = frozenset({
   "mesh", "evaluate", "decode", "model.remat", "data.train_path",
   "data.validation_path", "data.directory", "data.tokenizer", "train.steps",
   "train.gradient_variance", "train.log_every", "train.evaluate_every",
-  "train.checkpoint_every", "train.keep_latest", "train.keep_best",
+  "train.checkpoint_every", "train.checkpoint_minutes", "train.keep_latest",
+  "train.keep_best",
 })  # fmt: skip
 
 
@@ -68,12 +69,15 @@ class Config:
       changeable.remove("train.steps")  # the learning rate depends on it
     if self.corruption.clip_width is not None:  # an evaluation changes the training
       changeable -= {"evaluate", "train.steps", "train.evaluate_every"}
+    named = lambda name: {name, name.split(".")[0]} & changeable
+    return {name: value for name, value in self.flat().items() if not named(name)}
+
+  def flat(self) -> dict:
+    """Every field by its dotted name."""
     flat = {}
     for group, fields in self.to_dict().items():
       for name, value in fields.items() if isinstance(fields, dict) else [("", fields)]:
-        dotted = f"{group}.{name}".rstrip(".")
-        if not {group, dotted} & changeable:
-          flat[dotted] = value
+        flat[f"{group}.{name}".rstrip(".")] = value
     return flat
 
 

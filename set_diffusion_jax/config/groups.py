@@ -210,14 +210,20 @@ class TrainConfig:
   log_every: int = 100
   evaluate_every: int = 5000
   checkpoint_every: int = 5000
+  checkpoint_minutes: float | None = None  # also so often, looked at with each log
   keep_latest: int = 2
   keep_best: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-  """Devices along each mesh axis; data = -1 takes all devices that are left."""
+  """Devices along each mesh axis; data = -1 takes all devices that are left.
 
+  slice: TPU slices that a data centre network connects, each of which holds all
+  parameters; -1: as many as there are.
+  """
+
+  slice: int = -1
   data: int = -1
   fsdp: int = 1
   tensor: int = 1

@@ -3,7 +3,8 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 import jax
@@ -16,7 +17,7 @@ from set_diffusion_jax import data, sharding
 from set_diffusion_jax.corrupt import Batch
 from set_diffusion_jax.errors import UserError
 from set_diffusion_jax.evaluate.clip import Clip, SetLosses, search_clip, set_losses
-from set_diffusion_jax.evaluate.partial import PartialResults, Row
+from set_diffusion_jax.evaluate.partial import Row
 from set_diffusion_jax.loss import weighted
 from set_diffusion_jax.objective import Objective
 from set_diffusion_jax.order import given_order, groups
@@ -132,28 +133,31 @@ class Evaluator:
     config = objective.config.evaluate
     total = len(held_out)
     self.total = total if config.sequences is None else min(config.sequences, total)
-    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    ways = sharding.row_ways(mesh)
     self._batch_size = -(-min(config.batch_size, self.total) // ways) * ways
     self.held_out = held_out
     self._objective = objective
     self._order = _read_order(config.order, objective.config.data.length, self.total)
     self._sharding = sharding.batch_sharding(mesh)
-    self._sums = jax.jit(functools.partial(_row_sums, objective))
+    # Every process has all figures, and goes through the same batches.
+    self._sums = jax.jit(
+      functools.partial(_row_sums, objective), out_shardings=sharding.replicated(mesh)
+    )
 
   def run(
     self,
     params,
-    advance: Callable[[int], None] = lambda rows: None,
-    partial: PartialResults | None = None,
+    advance: Callable[[dict[int, Row]], None] = lambda rows: None,
+    before: Mapping[int, Row] = MappingProxyType({}),
   ) -> Evaluation:
     """Evaluates the held-out sequences.
 
     Args:
       params: of the network.
-      advance: is told after each batch how many rows it did.
-      partial: rows that were done before; they are not done again.
+      advance: is told after each batch which rows it did, with their figures.
+      before: rows that were done before, in all processes the same.
     """
-    done: dict[int, Row] = dict(partial.rows) if partial else {}
+    done: dict[int, Row] = dict(before)
     todo = np.array([row for row in range(self.total) if row not in done], np.int64)
     losses = []
     for examples, sizes, rows in data.evaluation_batches(
@@ -161,7 +165,7 @@ class Evaluator:
     ):
       order = None if self._order is None else self._order[rows % len(self._order)]
       batch = Batch(**examples, row=rows)
-      arguments = jax.device_put((batch, sizes, order), self._sharding)
+      arguments = sharding.place((batch, sizes, order), self._sharding)
       columns, batch_losses = jax.device_get(self._sums(params, *arguments))
       used = examples["valid"].any(-1)
       figures = np.stack(columns, axis=-1)[used].tolist()
@@ -169,9 +173,7 @@ class Evaluator:
       done |= new
       if batch_losses is not None:
         losses.append(batch_losses)
-      if partial:
-        partial.add(new)
-      advance(len(new))
+      advance(new)
     columns = np.array([done[row] for row in range(self.total)], np.float64).T
     clip = None
     if losses:

@@ -5,13 +5,14 @@ import dataclasses
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding
+from jax.sharding import Mesh, NamedSharding
 
 from set_diffusion_jax.config import ModelConfig
 from set_diffusion_jax.index import clean_stream
 from set_diffusion_jax.model.attention import Cache, Layers
 from set_diffusion_jax.model.transformer import Transformer
 from set_diffusion_jax.order import left_to_right
+from set_diffusion_jax.sharding import row_ways
 
 __all__ = ["Cache", "Layers", "Network", "build_network"]
 
@@ -22,6 +23,12 @@ class Network:
 
   module: nn.Module
   vocab_size: int
+
+  @property
+  def ways(self) -> int:
+    """Parts that the rows of a batch are laid out in; 1 without a mesh."""
+    rows = self.module.rows
+    return 1 if rows is None else row_ways(rows.mesh)
 
   def init(self, key: jax.Array) -> dict:
     """Fresh float32 parameters."""
@@ -50,7 +57,10 @@ class Network:
 
 
 def build_network(
-  config: ModelConfig, vocab_size: int, rows: NamedSharding | None = None
+  config: ModelConfig,
+  vocab_size: int,
+  rows: NamedSharding | None = None,
+  tpus: Mesh | None = None,
 ) -> Network:
   """The transformer that a configuration asks for.
 
@@ -58,5 +68,6 @@ def build_network(
     config: sizes.
     vocab_size: V.
     rows: how activations are laid out on a mesh, by their first axis.
+    tpus: the mesh, if it is one of TPUs, for kernels that only they have.
   """
-  return Network(Transformer(config, vocab_size, rows), vocab_size)
+  return Network(Transformer(config, vocab_size, rows, tpus), vocab_size)

@@ -9,9 +9,11 @@ from typing import NamedTuple
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
 from set_diffusion_jax.index import KeyIntervals, TokenIndex, attends, key_intervals
+from set_diffusion_jax.model import splash
 from set_diffusion_jax.model.layers import Turns, precision
 
 # Queries that are scored at once, and the most bands of keys that they are scored by.
@@ -39,16 +41,23 @@ class Cache:
   place: Int[Array, "B C"]
 
 
-class Shared(NamedTuple):
-  """What all layers are given alike: the index, rotary turns, adaLN's condition.
+@flax.struct.dataclass
+class Shared:
+  """What all layers are given alike.
 
-  Of a cache only what is not a layer's own.
+  Attributes:
+    index: of the slots.
+    turns: of rotary positions.
+    cache: what of a cache is not a layer's own, if there is one.
+    condition: of adaLN, if there is one.
+    tpus: the mesh, if it is one of TPUs (static): attention has a kernel there.
   """
 
   index: TokenIndex
   turns: Turns
   cache: Cache | None
   condition: Float[Array, " C"] | None
+  tpus: Mesh | None = flax.struct.field(pytree_node=False, default=None)
 
 
 def attention(
@@ -64,8 +73,13 @@ def attention(
     k: their keys, rotated; each of the G heads serves H / G heads of queries.
     v: their values.
     shared: `index` of the T slots, in generation order.
+
+  On TPU, splash attention where it can say the mask (`splash.applies`); elsewhere, and
+  for everything else, blocked XLA.
   """
   q, index = q * q.shape[-1] ** -0.5, shared.index
+  if splash.applies(index, q.dtype, shared.tpus):
+    return splash.splash_attention(q, k, v, index, shared.tpus)
   return _interval_attention(
     q, _spread(k, q), _spread(v, q), index, key_intervals(index)
   )
@@ -232,6 +246,21 @@ def _bands(index: TokenIndex, intervals: KeyIntervals) -> Iterator[_Band]:
         noisy_bounds = intervals.noisy_start, intervals.noisy_end
         bounds.append(tuple(clean + x[:, queries] for x in noisy_bounds))
       yield _Band(queries, keys, bounds, own=noisy and reach == 1)
+
+
+def scored_pairs(index: TokenIndex, dtype, tpus: Mesh | None) -> int:
+  """Query-key pairs whose score is computed, of one row and one head."""
+  if splash.applies(index, dtype, tpus):
+    return splash.scored_pairs(index)
+  found = []
+
+  def count(index):
+    for band in _bands(index, key_intervals(index)):
+      keys = sum(run.stop - run.start for run in band.keys)
+      found.append((band.queries.stop - band.queries.start) * (keys + band.own))
+
+  jax.eval_shape(count, index)
+  return sum(found)
 
 
 def _split(x: Array) -> Array:

@@ -6,7 +6,7 @@ What differs between methods is in the index arrays.
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding
+from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Float, Int, Key
 
 from set_diffusion_jax.config import ModelConfig
@@ -36,6 +36,7 @@ class Transformer(nn.Module):
   config: ModelConfig
   vocab_size: int
   rows: NamedSharding | None = None  # of activations, where there is a mesh
+  tpus: Mesh | None = None  # the mesh, if it is one of TPUs
 
   def setup(self):
     c = self.config
@@ -90,7 +91,7 @@ class Transformer(nn.Module):
       keys = fold(dropout_keys, layers)
     condition = self.condition() if c.adaln else None
     if cache is None:
-      shared = Shared(index, turns, None, condition)
+      shared = Shared(index, turns, None, condition, self.tpus)
       h, layers = self.blocks(h, None, keys, shared)
     else:
       shared = Shared(index, turns, cache.replace(layers=[]), condition)

@@ -1,0 +1,119 @@
+"""What all launchers share: the command that is launched, quoting, `--dry-run`.
+
+A launcher says where and how often a command runs; everything about the training
+itself stands after `--` and goes to set-diffusion as it is.
+"""
+
+import argparse
+import itertools
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+
+VERBS = ("train", "evaluate")
+PREEMPTED = 42  # saved and stopped: start again, as often as it takes
+# Did not meet the others, aborted, killed: a host or a process died. Start again, so
+# many times. Whatever else a process ends with would happen again.
+CRASHED = (5, 134, 137)
+
+
+class Launcher(argparse.ArgumentParser):
+  """Options of a launcher, then `--`, then a command of set-diffusion."""
+
+  def __init__(self, description: str | None):
+    super().__init__(
+      description=description,
+      usage="%(prog)s [options] -- train --config=FILE --workdir=DIR ...",
+      formatter_class=argparse.RawDescriptionHelpFormatter,
+      allow_abbrev=False,
+    )
+    self.add_argument(
+      "--dry-run", action="store_true", help="print what would be run, and run nothing"
+    )
+
+  def error(self, message: str):
+    """One line instead of a usage text."""
+    print(f"error: {message}; see {self.prog} --help", file=sys.stderr)
+    raise SystemExit(2)
+
+  def parse(self) -> tuple[argparse.Namespace, list[str]]:
+    """The options, and the command that is to run."""
+    words = sys.argv[1:]
+    cut = words.index("--") if "--" in words else len(words)
+    options, command = self.parse_args(words[:cut]), words[cut + 1 :]
+    if not command:
+      self.error("after -- there must be a command, such as -- train --config=FILE")
+    if command[0] not in VERBS:
+      self.error(f"{command[0]}: must be one of {', '.join(VERBS)}")
+    for word in command:
+      if word.split("=")[0] in ("--coordinator", "--processes", "--process"):
+        self.error(f"{word}: the launcher sets this")
+    return options, command
+
+
+def whole(text: str) -> int:
+  """A number of things, at least one."""
+  if not text.isdigit() or int(text) < 1:
+    raise argparse.ArgumentTypeError(f"{text}: must be a whole number, at least 1")
+  return int(text)
+
+
+def name(text: str) -> str:
+  """A name that every scheduler takes: also one of a host."""
+  if not re.fullmatch(r"[a-z]([a-z0-9-]{0,38}[a-z0-9])?", text):
+    right = "must be lower-case letters, digits and dashes, at most 40"
+    raise argparse.ArgumentTypeError(f"{text}: {right}")
+  return text
+
+
+def restarts(parser: Launcher) -> None:
+  """Adds --restarts."""
+  parser.add_argument(
+    "--restarts",
+    type=int,
+    default=3,
+    metavar="N",
+    help="after crashes; a run that saved and stopped is always restarted; default: 3",
+  )
+
+
+def topology(name: str, slices: int = 1):
+  """What `plan --topology` takes as well, such as v5e:16x16 and gpu:h100x64."""
+  # Imports jax, which the other launchers do without.
+  from set_diffusion_jax import UserError
+  from set_diffusion_jax.plan import parse_topology
+
+  try:
+    return parse_topology(name, slices)
+  except UserError as error:
+    print(f"error: {error}", file=sys.stderr)
+    raise SystemExit(2) from None
+
+
+def lines(words: Sequence[str]) -> str:
+  """A command as one can paste it, an option a line where it is long."""
+  short = shlex.join(words)
+  if len(short) <= 88:
+    return short
+  options = [i for i, word in enumerate(words) if word.startswith("--")]
+  cuts = [0, *options, len(words)]
+  rows = [shlex.join(words[a:b]) for a, b in itertools.pairwise(cuts) if a < b]
+  return " \\\n  ".join(rows)
+
+
+def run(words: Sequence[str], text: str, dry_run: bool) -> int:
+  """Runs a command with a text as its standard input, or prints both to be pasted.
+
+  Returns:
+    The exit code.
+  """
+  if dry_run:
+    print(f"{lines(words)} <<'END'\n{text}END")
+    return 0
+  try:
+    return subprocess.run(words, input=text, text=True, check=False).returncode
+  except FileNotFoundError:
+    print(f"error: {words[0]}: is not installed on this machine", file=sys.stderr)
+    return 2

@@ -1,0 +1,190 @@
+"""A JobSet on Google Kubernetes Engine: TPU slices or GPU nodes, applied with kubectl.
+
+  python launch/gke.py --name=mine --image=IMAGE --topology=v5e:16x16 --slices=2 \
+    --volume=runs:/runs -- train --config=configs/mine.py --workdir=/runs/mine
+
+A slice of TPUs is a job of the set, a host of it a pod; for GPUs there is one job. The
+image is that of launch/Dockerfile; the volume is a claim that all pods can mount. A run
+that saved and stopped (42), or lost its node, is restarted for free; after a crash it
+is --restarts times; a mistake (2) or a diverged loss (4) ends the set.
+"""
+
+import argparse
+import sys
+
+import command as shared
+import yaml
+
+from set_diffusion_jax.plan import Topology
+
+TPU_HOST = 4  # chips of a host; smaller slices have one host
+GPU_HOST = 8
+TPU_LABELS = {
+  "v4": "tpu-v4-podslice",
+  "v5e": "tpu-v5-lite-podslice",
+  "v5p": "tpu-v5p-slice",
+  "v6e": "tpu-v6e-slice",
+}
+GPU_LABELS = {
+  "a100": "nvidia-a100-80gb",
+  "h100": "nvidia-h100-80gb",
+  "h200": "nvidia-h200-141gb",
+  "b200": "nvidia-b200",
+}
+CONTAINER, JOB, PORT = "main", "workers", 8476
+
+
+def hosts(topology: Topology) -> tuple[int, int]:
+  """Hosts of a slice, or of all GPUs, and accelerators of a host."""
+  accelerators = topology.chips // topology.slices
+  each = min(accelerators, TPU_HOST if topology.is_tpu else GPU_HOST)
+  if accelerators % each:
+    right = f"must be a multiple of the {each} of a host"
+    print(f"error: --topology={topology.name}: {right}", file=sys.stderr)
+    raise SystemExit(2)
+  return accelerators // each, each
+
+
+def manifest(options, topology: Topology, command: list[str]) -> dict:
+  """The JobSet."""
+  count, each = hosts(topology)
+  job = {
+    "parallelism": count,
+    "completions": count,
+    "completionMode": "Indexed",
+    "backoffLimit": 0,
+    "podFailurePolicy": {"rules": pod_rules()},
+    "template": {"spec": pod(options, topology, command, count, each)},
+  }
+  exclusive = {
+    "alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"
+  }
+  metadata = {"name": options.name, "namespace": options.namespace}
+  if topology.is_tpu:  # a slice is a node pool
+    metadata["annotations"] = exclusive
+  return {
+    "apiVersion": "jobset.x-k8s.io/v1alpha2",
+    "kind": "JobSet",
+    "metadata": metadata,
+    "spec": {
+      "network": {"enableDNSHostnames": True, "publishNotReadyAddresses": True},
+      "failurePolicy": {"maxRestarts": options.restarts, "rules": set_rules()},
+      "replicatedJobs": [
+        {"name": JOB, "replicas": topology.slices, "template": {"spec": job}}
+      ],
+    },
+  }
+
+
+def pod_rules() -> list[dict]:
+  """Which ends of a pod end its job at once, and under which number."""
+  ended = lambda operator, values: {
+    "action": "FailJob",
+    "onExitCodes": {
+      "containerName": CONTAINER,
+      "operator": operator,
+      "values": list(values),
+    },
+  }
+  lost = {"type": "DisruptionTarget", "status": "True"}
+  return [
+    ended("In", [shared.PREEMPTED]),
+    {"action": "FailJob", "onPodConditions": [lost]},
+    ended("NotIn", [*shared.CRASHED, shared.PREEMPTED]),
+  ]
+
+
+def set_rules() -> list[dict]:
+  """What becomes of the set; a crash is under none of these, and is counted."""
+  return [
+    {
+      "name": "mistake",
+      "action": "FailJobSet",
+      "onJobFailureReasons": ["PodFailurePolicy"],
+      "onJobFailureMessagePatterns": ["matching FailJob rule at index 2"],
+    },
+    {
+      "name": "preempted",
+      "action": "RestartJobSetAndIgnoreMaxRestarts",
+      "onJobFailureReasons": ["PodFailurePolicy"],
+    },
+  ]
+
+
+def pod(options, topology: Topology, command: list[str], count: int, each: int) -> dict:
+  """One host."""
+  labels = {"cloud.google.com/gke-accelerator": GPU_LABELS.get(topology.chip.name)}
+  resource, variables = "nvidia.com/gpu", coordinates(options.name, count)
+  if topology.is_tpu:
+    labels = {
+      "cloud.google.com/gke-tpu-accelerator": TPU_LABELS[topology.chip.name],
+      "cloud.google.com/gke-tpu-topology": "x".join(map(str, topology.shape)),
+    }
+    resource, variables = "google.com/tpu", []  # GKE says who is who
+  if options.spot:
+    labels["cloud.google.com/gke-spot"] = "true"
+  claim, path = options.volume
+  return {
+    "restartPolicy": "Never",
+    "hostNetwork": True,
+    "dnsPolicy": "ClusterFirstWithHostNet",
+    "terminationGracePeriodSeconds": options.grace,
+    "nodeSelector": labels,
+    "containers": [
+      {
+        "name": CONTAINER,
+        "image": options.image,
+        "args": command,
+        "env": variables,
+        "resources": {"limits": {resource: each}},
+        "volumeMounts": [{"name": "runs", "mountPath": path}],
+      }
+    ],
+    "volumes": [{"name": "runs", "persistentVolumeClaim": {"claimName": claim}}],
+  }
+
+
+def coordinates(name: str, count: int) -> list[dict]:
+  """The environment that tells GPU pods who they are."""
+  index = "metadata.annotations['batch.kubernetes.io/job-completion-index']"
+  return [
+    {"name": "JAX_COORDINATOR_ADDRESS", "value": f"{name}-{JOB}-0-0.{name}:{PORT}"},
+    {"name": "JAX_NUM_PROCESSES", "value": str(count)},
+    {"name": "JAX_PROCESS_ID", "valueFrom": {"fieldRef": {"fieldPath": index}}},
+  ]
+
+
+def volume(text: str) -> tuple[str, str]:
+  """CLAIM:/PATH."""
+  claim, _, path = text.partition(":")
+  if not claim or not path.startswith("/"):
+    raise argparse.ArgumentTypeError(f"{text}: must be CLAIM:/PATH")
+  return claim, path
+
+
+def main() -> int:
+  """The exit code of kubectl."""
+  parser = shared.Launcher(__doc__)
+  parser.add_argument("--name", type=shared.name, required=True)
+  parser.add_argument("--image", required=True)
+  parser.add_argument("--topology", required=True, help="as plan has it")
+  parser.add_argument("--slices", type=shared.whole, default=1, metavar="N")
+  parser.add_argument("--volume", type=volume, required=True, metavar="CLAIM:/PATH")
+  parser.add_argument("--namespace", default="default")
+  parser.add_argument("--spot", action="store_true", help="may be taken back")
+  parser.add_argument(
+    "--grace",
+    type=shared.whole,
+    default=120,
+    metavar="SECONDS",
+    help="between SIGTERM and SIGKILL; default: 120, of which spot nodes give 25",
+  )
+  shared.restarts(parser)
+  options, command = parser.parse()
+  topology = shared.topology(options.topology, options.slices)
+  text = yaml.safe_dump(manifest(options, topology, command), sort_keys=False)
+  return shared.run(["kubectl", "apply", "--filename=-"], text, options.dry_run)
+
+
+if __name__ == "__main__":
+  sys.exit(main())

@@ -1,0 +1,169 @@
+"""One or several processes on this machine, watched over and started again.
+
+  python launch/local.py -- train --config=configs/quickstart.py --workdir=runs/one
+  python launch/local.py --processes=4 --devices=2 -- train --config=... --workdir=...
+
+Exit code 42 of a process (stopped by SIGTERM, after saving) starts all of them again;
+so do 5, 134 and 137 (no meeting, aborted, killed), but only --restarts times. Anything
+else ends it, with that code. SIGTERM or Ctrl-C to this program lets the run save, and
+ends with 42.
+"""
+
+import os
+import queue
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import command as shared
+
+GRACE = 20.0  # seconds that processes have to end when one of them has ended badly
+
+
+def environment(processes: int, devices: int | None, index: int, port: int) -> dict:
+  """What process `index` finds in its environment besides what is there."""
+  variables = {}
+  if devices is not None:
+    flag = f"--xla_force_host_platform_device_count={devices}"
+    variables |= {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flag}
+  if processes > 1:
+    variables |= {
+      "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
+      "JAX_NUM_PROCESSES": str(processes),
+      "JAX_PROCESS_ID": str(index),
+    }
+  return variables
+
+
+def free_port() -> int:
+  """One that nothing listens at now."""
+  with socket.socket() as listener:
+    listener.bind(("127.0.0.1", 0))
+    return listener.getsockname()[1]
+
+
+class Job:
+  """The processes of one attempt."""
+
+  def __init__(self, program: list[str], processes: int, devices: int | None):
+    port = free_port()
+    self._ended: queue.Queue[tuple[int, int]] = queue.Queue()
+    self.processes = []
+    for index in range(processes):
+      process = subprocess.Popen(
+        program,
+        env={**os.environ, **environment(processes, devices, index, port)},
+        stdout=subprocess.PIPE if index else None,
+        stderr=subprocess.STDOUT if index else None,
+        text=True,
+        start_new_session=True,  # Ctrl-C reaches them through this program alone
+      )
+      self.processes.append(process)
+      threading.Thread(target=self._wait, args=(index, process), daemon=True).start()
+
+  def _wait(self, index: int, process: subprocess.Popen) -> None:
+    """Prints what a process prints, with its number, until it has ended."""
+    if process.stdout is not None:
+      with process.stdout:
+        for line in process.stdout:
+          print(f"[{index}] {line}", end="", file=sys.stderr, flush=True)
+    code = process.wait()
+    self._ended.put((index, code if code >= 0 else 128 - code))
+
+  def result(self) -> int:
+    """Waits for all; the code of the first that ended badly, otherwise 42 or 0."""
+    codes: list[int] = []
+    deadline = None
+    while len(codes) < len(self.processes):
+      left = None if deadline is None else max(0.0, deadline - time.monotonic())
+      try:
+        index, code = self._ended.get(timeout=left)
+      except queue.Empty:
+        self.kill()
+        deadline = None
+        continue
+      codes.append(code)
+      if code not in (0, shared.PREEMPTED) and deadline is None:
+        say(f"process {index} ended with {code}")
+        deadline = time.monotonic() + GRACE
+    bad = [code for code in codes if code not in (0, shared.PREEMPTED)]
+    return bad[0] if bad else max(codes)
+
+  def signal(self, number: int) -> None:
+    """Sends a signal to all that still run."""
+    for process in self.processes:
+      if process.poll() is None:
+        process.send_signal(number)
+
+  def kill(self) -> None:
+    """Ends all that still run."""
+    self.signal(signal.SIGKILL)
+
+
+def say(line: str) -> None:
+  """Something of the launcher's own."""
+  print(f"launch: {line}", file=sys.stderr, flush=True)
+
+
+def supervise(
+  program: list[str], processes: int, devices: int | None, restarts: int
+) -> int:
+  """Runs until it is through or cannot go on; the exit code."""
+  stopped = threading.Event()
+  job = None
+
+  def stop(number, frame):
+    stopped.set()
+    if job is not None:
+      job.signal(signal.SIGTERM)
+
+  signal.signal(signal.SIGTERM, stop)
+  signal.signal(signal.SIGINT, stop)
+  while not stopped.is_set():
+    job = Job(program, processes, devices)
+    if stopped.is_set():  # between the two lines above
+      job.signal(signal.SIGTERM)
+    code = job.result()
+    if stopped.is_set():
+      return code
+    if code == shared.PREEMPTED:
+      say("stopped after saving; starting again")
+    elif code in shared.CRASHED and restarts > 0:
+      restarts -= 1
+      say(f"starting again; {restarts} restarts are left")
+    else:
+      return code
+  return shared.PREEMPTED
+
+
+def main() -> int:
+  """The exit code of the run."""
+  parser = shared.Launcher(__doc__)
+  parser.add_argument("--processes", type=shared.whole, default=1, metavar="N")
+  parser.add_argument(
+    "--devices",
+    type=shared.whole,
+    metavar="N",
+    help="CPU devices of each process; default: whatever jax finds",
+  )
+  shared.restarts(parser)
+  options, command = parser.parse()
+  if options.processes > 1 and options.devices is None:
+    parser.error("--processes: needs --devices; one process drives all GPUs or TPUs")
+  program = [sys.executable, "-m", "set_diffusion_jax", *command]
+  if options.dry_run:
+    port = free_port()
+    for index in range(options.processes):
+      variables = environment(options.processes, options.devices, index, port)
+      words = [f"{name}={shlex.quote(value)}" for name, value in variables.items()]
+      print(" ".join([*words, shlex.join(program)]))
+    return 0
+  return supervise(program, options.processes, options.devices, options.restarts)
+
+
+if __name__ == "__main__":
+  sys.exit(main())

@@ -1,0 +1,105 @@
+"""Cloud TPU queued resources without Kubernetes: TPU VMs that start by themselves.
+
+  python launch/tpu.py --name=mine --image=IMAGE --topology=v5e:16x16 --slices=2 \
+    --project=PROJECT --zone=ZONE --nfs=HOST:/SHARE --spot \
+    -- train --config=configs/mine.py --workdir=/runs/mine
+
+Every host of every slice mounts the NFS share as /runs and runs the image of
+launch/Dockerfile at each boot. Where a run saved and stopped (42) it starts again,
+after a crash --restarts times.
+"""
+
+import shlex
+import sys
+
+import command as shared
+
+from set_diffusion_jax.plan import Topology
+
+# The kind of accelerator with what its size counts, and the image of the machine.
+KINDS = {
+  "v4": ("v4-{cores}", "tpu-ubuntu2204-base"),
+  "v5e": ("v5litepod-{chips}", "v2-alpha-tpuv5-lite"),
+  "v5p": ("v5p-{cores}", "v2-alpha-tpuv5"),
+  "v6e": ("v6e-{chips}", "v2-alpha-tpuv6e"),
+}
+STARTUP = """\
+#!/bin/bash
+apt-get update && apt-get install --yes nfs-common
+mkdir --parents /runs
+mountpoint --quiet /runs || mount --types nfs {nfs} /runs || exit 1
+gcloud --quiet auth configure-docker {registry}
+left={restarts}
+while true; do
+  {docker}
+  code=$?
+  case $code in
+    {preempted}) ;;
+    {crashed}) left=$((left - 1)); [ $left -ge 0 ] || exit $code ;;
+    *) exit $code ;;
+  esac
+done
+"""
+
+
+def startup(options, command: list[str]) -> str:
+  """What every host runs when it boots."""
+  docker = "docker run --rm --privileged --network=host --volume=/runs:/runs".split()
+  docker += [f"--stop-timeout={options.grace}", options.image, *command]
+  return STARTUP.format(
+    nfs=shlex.quote(options.nfs),
+    registry=shlex.quote(options.image.split("/")[0]),
+    restarts=options.restarts,
+    docker=shlex.join(docker),
+    preempted=shared.PREEMPTED,
+    crashed="|".join(map(str, shared.CRASHED)),
+  )
+
+
+def create(options, topology: Topology) -> list[str]:
+  """The command that asks for the machines."""
+  kind, runtime = KINDS[topology.chip.name]
+  chips = topology.chips // topology.slices
+  nodes = [f"--node-id={options.name}"]
+  if topology.slices > 1:
+    nodes = [f"--node-count={topology.slices}", f"--node-prefix={options.name}"]
+  return [
+    *"gcloud compute tpus queued-resources create".split(),
+    options.name,
+    "--quiet",
+    *nodes,
+    f"--project={options.project}",
+    f"--zone={options.zone}",
+    f"--accelerator-type={kind.format(chips=chips, cores=2 * chips)}",
+    f"--runtime-version={options.runtime_version or runtime}",
+    *(["--spot"] if options.spot else []),
+    f"--valid-until-duration={options.valid_until}",
+    "--metadata-from-file=startup-script=/dev/stdin",
+  ]
+
+
+def main() -> int:
+  """The exit code of gcloud."""
+  parser = shared.Launcher(__doc__)
+  parser.add_argument("--name", type=shared.name, required=True)
+  parser.add_argument("--image", required=True)
+  parser.add_argument("--topology", required=True, help="as plan has it")
+  parser.add_argument("--slices", type=shared.whole, default=1, metavar="N")
+  parser.add_argument("--project", required=True)
+  parser.add_argument("--zone", required=True)
+  parser.add_argument("--nfs", required=True, metavar="HOST:/SHARE")
+  parser.add_argument("--spot", action="store_true", help="may be taken back")
+  parser.add_argument("--valid-until", default="6h", help="default: 6h")
+  parser.add_argument("--runtime-version", help="default: the one for the TPUs")
+  parser.add_argument("--grace", type=shared.whole, default=30, metavar="SECONDS")
+  shared.restarts(parser)
+  options, command = parser.parse()
+  topology = shared.topology(options.topology, options.slices)
+  if topology.chip.name not in KINDS:
+    parser.error(f"--topology={options.topology}: must be one of TPUs")
+  words = create(options, topology)
+  return shared.run(words, startup(options, command), options.dry_run)
+
+
+if __name__ == "__main__":
+  sys.exit(main())

@@ -1,0 +1,136 @@
+"""Attention on TPU: jax's splash kernel under the mask of aligned sets.
+
+Where sets are known without data (`TokenIndex.aligned`: single positions, blocks, one
+set), the mask is a function of two slots alone, and the kernel computes it where it
+needs it: both streams' queries over the clean keys, and the noisy stream's own sets,
+in one pass over the tiles that hold a visible pair. Memory is linear in T.
+
+General sets, whose ranks depend on the drawn order, the `causal` ablation and caches
+are no such function; they, and float32, whose products the kernel would round to
+bfloat16, keep the XLA path of `attention`.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental.pallas.ops.tpu import splash_attention as splash
+from jax.sharding import Mesh, PartitionSpec
+from jaxtyping import Array, Float
+
+from set_diffusion_jax.index import TokenIndex
+from set_diffusion_jax.sharding import ROWS
+
+# Tiles of queries and keys, the largest that divides a stream's length. The kernel
+# wants multiples of 128.
+TILES = (512, 256, 128)
+
+
+class AlignedSets(splash.CausalMask):
+  """The mask that `attends` gives where each aligned run of slots is one set."""
+
+  def __init__(self, slots: int, clean: int, reach: int):
+    super().__init__((slots, slots))
+    self._sizes = slots, clean, reach
+    self.mask_function = self._seen
+
+  def _seen(self, query, key):
+    """Whether queries see keys, by slot; broadcasts."""
+    slots, clean, reach = self._sizes
+
+    def place(slot):
+      """The set of a slot, and whether it is noisy (0 or 1)."""
+      if clean == slots:
+        return slot // reach, 0 * slot
+      noisy = (slot >= clean).astype(np.int32)
+      return (slot - clean * noisy) // reach, noisy
+
+    (query_set, query_noisy), (key_set, key_noisy) = place(query), place(key)
+    clean_key = (key_noisy == 0) & (key_set <= query_set - query_noisy)
+    return clean_key | ((key_noisy * query_noisy == 1) & (key_set == query_set))
+
+  def __eq__(self, other: object):
+    return isinstance(other, AlignedSets) and self._sizes == other._sizes
+
+  def __hash__(self):
+    return hash((type(self), self._sizes))
+
+
+def applies(index: TokenIndex, dtype, mesh: Mesh | None) -> bool:
+  """Whether attention over `index` without a cache runs in the kernel.
+
+  Args:
+    index: of the slots.
+    dtype: of the queries.
+    mesh: of TPUs, or None for any other device.
+  """
+  fits = mesh is not None and dtype == jnp.bfloat16
+  return fits and index.aligned and not index.causal and _tile(index) is not None
+
+
+def _tile(index: TokenIndex) -> int | None:
+  stream = index.clean or index.slots
+  even = index.slots % stream == 0
+  return next((size for size in TILES if even and stream % size == 0), None)
+
+
+def splash_attention(
+  q: Float[Array, "B H T Dh"],
+  k: Float[Array, "B G T Dh"],
+  v: Float[Array, "B G T Dh"],
+  index: TokenIndex,
+  mesh: Mesh,
+  interpret: bool = False,
+) -> Float[Array, "B H T Dh"]:
+  """As `attention`, of scaled queries; each device has its own rows and heads.
+
+  Padding comes last, so singletons never see it; larger sets are told by segments.
+  What a padding query gets is nobody's to read.
+
+  Args:
+    q: queries, times 1 / sqrt(Dh).
+    k: keys; each of the G heads serves H / G heads of queries.
+    v: values.
+    index: for which `applies`, of T slots.
+    mesh: that q, k and v are laid out on.
+    interpret: runs anywhere, slowly.
+  """
+  size, heads = _tile(index), k.shape[1]
+
+  def local(q, k, v, valid):
+    mask = AlignedSets(index.slots, index.clean, index.reach)
+    kernel = splash.make_splash_mha_single_device(
+      splash.MultiHeadMask([mask] * q.shape[1]),
+      block_sizes=splash.BlockSizes(
+        block_q=size,
+        block_kv=size,
+        block_q_dkv=size,
+        block_kv_dkv=size,
+        block_q_dq=size,
+        block_kv_dq=size,
+      ),
+      interpret=interpret,
+    )
+    if index.reach == 1:
+      return jax.vmap(kernel)(q, k, v)
+    part = valid.astype(jnp.int32)
+    return jax.vmap(kernel)(q, k, v, splash.SegmentIds(part, part))
+
+  tensor = "tensor" if heads % mesh.shape["tensor"] == 0 else None
+  layout = PartitionSpec(ROWS, tensor, None, None)
+  mapped = jax.shard_map(
+    local,
+    mesh=mesh,
+    in_specs=(layout, layout, layout, PartitionSpec(ROWS, None)),
+    out_specs=layout,
+    check_vma=False,
+  )
+  return mapped(q, k.astype(q.dtype), v.astype(q.dtype), index.valid)
+
+
+def scored_pairs(index: TokenIndex) -> int:
+  """Query-key pairs of the tiles that hold a visible one, of one row and one head."""
+  size = _tile(index)
+  mask = AlignedSets(index.slots, index.clean, index.reach)
+  starts = range(0, index.slots, size)
+  tiles = (mask[slice(i, i + size), slice(j, j + size)] for i in starts for j in starts)
+  return size**2 * sum(bool(tile.any()) for tile in tiles)

@@ -1,0 +1,91 @@
+"""What can be known about GPUs without one: exact state, estimated temporaries."""
+
+import dataclasses
+import math
+
+import jax
+import numpy as np
+
+from set_diffusion_jax.config import Config, MeshConfig
+from set_diffusion_jax.data import Vocabulary
+from set_diffusion_jax.loss import PIECE_ELEMENTS
+from set_diffusion_jax.plan.hlo import Collective
+from set_diffusion_jax.plan.work import held
+from set_diffusion_jax.rng import TRAIN, row_keys, stream_key
+from set_diffusion_jax.sharding import abstract_mesh, row_ways
+from set_diffusion_jax.step import Program
+
+# The part of a GPU's memory that a program is taken to get.
+USABLE = 0.9
+
+
+def temporaries(program: Program, vocabulary: Vocabulary) -> int:
+  """Bytes a chip, by hand: gradients, what is kept for the backward pass, logits.
+
+  What is kept is traced for the rows of one chip and one micro-batch; a compiler may
+  keep less (it can recompute) or more (buffers of kernels).
+  """
+  config, shape = program.config, program.mesh.shape
+  ways = row_ways(program.mesh) * config.train.accumulate
+  rows = config.train.batch_size // ways
+  train = dataclasses.replace(config.train, batch_size=rows, accumulate=1)
+  local = Program.of(
+    dataclasses.replace(config, train=train),
+    vocabulary,
+    abstract_mesh(MeshConfig(1, 1, 1, 1), 1),
+  )
+
+  def kept(params, batch, clip):
+    keys = row_keys(stream_key(train.seed, TRAIN), 0, batch.row)
+    nats = lambda params: local.objective.training_nats(params, batch, keys, clip)[0]
+    return jax.vjp(nats, params)[1]
+
+  state = local.abstract_state()
+  found = jax.eval_shape(kept, state.params, local.abstract_batch(), state.clip)
+  size = lambda tree: sum(
+    math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree)
+  )
+  activations = max(0, size(found) - size(state.params)) // shape["tensor"]
+  vocab_size = vocabulary.size * rows * config.data.length
+  logits = 2 * 4 * min(PIECE_ELEMENTS, vocab_size) // shape["tensor"]
+  gradients = 2 * held(program).parameters  # of a micro-batch, and their sum
+  return gradients + activations + logits
+
+
+def collectives(program: Program, config: Config) -> list[Collective]:
+  """What the layout of the state makes necessary, in the compute dtype, by hand.
+
+  Each micro-batch: weights are gathered over fsdp forward and backward, gradients are
+  scattered; each layer's activations are reduced over tensor twice forward and twice
+  backward. Each step: gradients are reduced over slice and data in float32.
+  """
+  shape, model = program.mesh.shape, config.model
+  item = 2 if model.dtype == "bfloat16" else 4
+  weights = sum(
+    math.prod(leaf.shape) for leaf in jax.tree.leaves(program.abstract_state().params)
+  )
+  weights //= shape["tensor"]
+  micro = config.train.accumulate
+  rows = config.train.batch_size // (row_ways(program.mesh) * micro)
+  streams = 1 if config.method.name in ("ar", "masked") else 2
+  activations = rows * streams * config.data.length * model.width * item
+  wanted = [
+    ("all-gather", ("fsdp",), weights * item, 2 * micro),
+    ("reduce-scatter", ("fsdp",), weights * item, micro),
+    ("all-reduce", ("tensor",), activations, 4 * model.layers * micro),
+    ("all-reduce", ("slice", "data"), weights * 4 // shape["fsdp"], 1),
+  ]
+  found = [
+    Collective(kind, size, _groups(program.mesh, axes), times, False)
+    for kind, axes, size, times in wanted
+  ]
+  return [one for one in found if one.groups.shape[-1] > 1]
+
+
+def _groups(mesh, axes: tuple[str, ...]) -> np.ndarray:
+  sizes = tuple(mesh.shape.values())
+  devices = np.arange(math.prod(sizes)).reshape(sizes)
+  where = [mesh.axis_names.index(axis) for axis in axes]
+  last = list(range(-len(where), 0))
+  together = math.prod(sizes[i] for i in where)
+  return np.moveaxis(devices, where, last).reshape(-1, together)

@@ -1,0 +1,209 @@
+"""Plans a configuration: compiles its step for a topology, or estimates it."""
+
+from jax.sharding import Mesh
+
+from set_diffusion_jax import sharding
+from set_diffusion_jax.config import Config
+from set_diffusion_jax.data import Vocabulary
+from set_diffusion_jax.plan import estimate, nearest
+from set_diffusion_jax.plan.compiled import (
+  CompiledStep,
+  TooLarge,
+  compile_step,
+  usable_memory,
+)
+from set_diffusion_jax.plan.hlo import collectives
+from set_diffusion_jax.plan.report import (
+  ANALYTIC,
+  COMPILER,
+  ESTIMATE,
+  SHEET,
+  Line,
+  Plan,
+)
+from set_diffusion_jax.plan.roofline import Traffic, roofline, traffic
+from set_diffusion_jax.plan.topology import Topology, described_devices
+from set_diffusion_jax.plan.work import held, parameters, step_flops, weights_read
+from set_diffusion_jax.step import Program, check_mesh, make_mesh
+
+_LIMITS = f"{ANALYTIC}, {COMPILER}, {SHEET}"
+_OVERLAP = (
+  "'best' hides the two faster of compute, HBM and links behind the slowest; "
+  "'nothing hidden' is their sum. Kernels that miss the chip's peak come on top."
+)
+
+
+def make_plan(
+  config: Config, topology: Topology, vocabulary: Vocabulary, search: bool = True
+) -> Plan:
+  """The plan of a configuration.
+
+  Args:
+    config: the experiment.
+    topology: where it would run.
+    vocabulary: of its tokenizer.
+    search: look for a configuration that fits, if this one does not.
+
+  Raises:
+    UserError: the mesh does not fit the topology, or the topology cannot be had.
+  """
+  if not topology.is_tpu:
+    return _estimate(config, topology, vocabulary)
+  devices = described_devices(topology)
+  mesh = make_mesh(config, devices)
+  program = Program.of(config, vocabulary, mesh)
+  limit = usable_memory(devices[0])
+  found = compile_step(program)
+  if isinstance(found, CompiledStep):
+    return _compiled(program, topology, found, limit)
+  suggestion = None
+  if search:
+    suggestion = _nearest(config, devices, mesh, vocabulary, found.limit)
+  return _refused(program, topology, found, suggestion)
+
+
+def _compiled(program, topology, found: CompiledStep, limit: int | None) -> Plan:
+  lines = _held(program)
+  add = lambda name, value, source: lines.append(
+    Line("memory", name, value, "bytes", source)
+  )
+  add("arguments as laid out", found.arguments, COMPILER)
+  add("outputs", found.outputs, COMPILER)
+  add("temporaries", found.temporaries, COMPILER)
+  add("code", found.code, COMPILER)
+  add("peak", found.peak, COMPILER)
+  usable, source = (limit, COMPILER) if limit else (topology.chip.memory, SHEET)
+  add("usable", usable, source)
+  add("HBM", topology.chip.memory, SHEET)
+  moving, problems = collectives(found.text)
+  links = traffic(moving, program.mesh, topology)
+  lines += _speed(program, topology, links, found.temporaries, COMPILER)
+  lines += [
+    Line("compiler", "compile time", found.seconds, "seconds", COMPILER),
+    Line("compiler", "FLOPs, loop bodies once", found.flops, "FLOP", COMPILER),
+    Line("compiler", "bytes, loop bodies once", found.accessed, "bytes", COMPILER),
+  ]
+  notes = [_OVERLAP, *(f"collectives: {problem}" for problem in problems)]
+  mesh = dict(program.mesh.shape)
+  return Plan(topology, mesh, found.peak <= usable, lines, notes)
+
+
+def _refused(program, topology, found: TooLarge, suggestion) -> Plan:
+  lines = _held(program)
+  state = held(program).total if found.temporaries_only else 0
+  if found.temporaries_only:
+    lines.append(Line("memory", "temporaries", found.needed, "bytes", COMPILER))
+  source = f"{COMPILER}, {ANALYTIC}" if state else COMPILER
+  lines += [
+    Line("memory", "needed at least", found.needed + state, "bytes", source),
+    Line("memory", "usable", found.limit, "bytes", COMPILER),
+    Line("memory", "HBM", topology.chip.memory, "bytes", SHEET),
+    Line("compiler", "time until refused", found.seconds, "seconds", COMPILER),
+  ]
+  return Plan(topology, dict(program.mesh.shape), False, lines, [], suggestion)
+
+
+def _estimate(config: Config, topology: Topology, vocabulary: Vocabulary) -> Plan:
+  mesh = sharding.abstract_mesh(config.mesh, topology.chips)
+  check_mesh(config, mesh)
+  program = Program.of(config, vocabulary, mesh)
+  lines = _held(program)
+  temporaries = estimate.temporaries(program, vocabulary)
+  needed = held(program).total + temporaries
+  usable = estimate.USABLE * topology.chip.memory
+  add = lambda name, value, source: lines.append(
+    Line("memory", name, value, "bytes", source)
+  )
+  add("temporaries", temporaries, ESTIMATE)
+  add("needed", needed, ESTIMATE)
+  add("usable", usable, ESTIMATE)
+  add("HBM", topology.chip.memory, SHEET)
+  links = traffic(estimate.collectives(program, config), mesh, topology)
+  lines += _speed(program, topology, links, temporaries, ESTIMATE)
+  notes = [
+    _OVERLAP,
+    "nothing was compiled: without a GPU only the state is exact; temporaries and "
+    f"collectives are by hand, and {estimate.USABLE:.0%} of HBM is taken as usable",
+  ]
+  return Plan(topology, dict(mesh.shape), needed <= usable, lines, notes)
+
+
+def _held(program: Program) -> list[Line]:
+  size = held(program)
+  rows = [
+    ("parameters", size.parameters),
+    ("EMA", size.ema),
+    ("optimiser", size.optimizer),
+    ("batch", size.batch),
+  ]
+  return [Line("memory", name, value, "bytes", ANALYTIC) for name, value in rows]
+
+
+def _speed(
+  program: Program,
+  topology: Topology,
+  links: list[Traffic],
+  temporaries: int,
+  source: str,
+) -> list[Line]:
+  config, chip, chips = program.config, topology.chip, topology.chips
+  flops, train = step_flops(program), config.train
+  state = held(program).total
+  seconds = sum(t.seconds for t in links)
+  weights = weights_read(program)
+  limits = roofline(flops.executed / chips, state, weights, temporaries, seconds, chip)
+  tokens = train.batch_size * config.data.length
+  lines = [
+    Line("work", "parameters", parameters(program), "", ANALYTIC),
+    Line("work", "tokens a step", tokens, "", ANALYTIC),
+    Line("work", "model FLOPs a step", flops.model, "FLOP", ANALYTIC),
+    Line("work", "executed FLOPs a step", flops.executed, "FLOP", ANALYTIC),
+  ]
+  for one in links:
+    name = f"{one.kind} over {one.axes}, {one.count:,}x"
+    sent = one.sent + one.network
+    lines.append(Line("collectives", name, sent, "bytes", source))
+  lines += _times(links, limits, source)
+  peak = flops.model / (chips * chip.flops)
+  for name, seconds in (
+    ("best", limits.overlapped),
+    ("nothing hidden", limits.exposed),
+  ):
+    hours = train.steps * seconds / 3600
+    add = lambda label, value, unit, name=name: lines.append(
+      Line("at best" if name == "best" else name, label, value, unit, _from(source))
+    )
+    add("step", seconds, "seconds")
+    add("MFU", peak / seconds, "share")
+    add("tokens per second", tokens / seconds, "")
+    add("tokens per day", tokens * 86400 / seconds, "")
+    add(f"{train.steps:,} steps", hours, "hours")
+    add("chip-hours", hours * chips, "")
+  return lines
+
+
+def _times(links: list[Traffic], limits, source: str) -> list[Line]:
+  one = lambda name, value, origin: Line("limits", name, value, "seconds", origin)
+  return [
+    one("compute", limits.compute, f"{ANALYTIC}, {SHEET}"),
+    one("HBM", limits.memory, f"{source}, {SHEET}"),
+    one("links", limits.links, f"{source}, {SHEET}"),
+  ]
+
+
+def _from(source: str) -> str:
+  return f"{ANALYTIC}, {source}, {SHEET}"
+
+
+def _nearest(config, devices, mesh: Mesh, vocabulary, limit: int) -> list[str]:
+  tries = 0
+  for candidate in nearest.candidates(config, dict(mesh.shape)):
+    program = Program.of(candidate, vocabulary, make_mesh(candidate, devices))
+    if held(program).total > limit:
+      continue
+    tries += 1
+    if isinstance(compile_step(program), CompiledStep):
+      return nearest.overrides(config, candidate)
+    if tries == nearest.TRIES:
+      break
+  return []

@@ -1,0 +1,85 @@
+"""What a step of a program holds and does, from its shapes alone."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+
+from set_diffusion_jax.loss import piece_slots
+from set_diffusion_jax.model.attention import scored_pairs
+from set_diffusion_jax.plan.flops import Flops, forward_flops, visible_pairs
+from set_diffusion_jax.rng import TRAIN, row_keys, stream_key
+from set_diffusion_jax.step import Program
+
+
+@dataclasses.dataclass(frozen=True)
+class Held:
+  """Bytes a chip of what a step is given, without padding of the memory layout."""
+
+  parameters: int
+  ema: int
+  optimizer: int
+  batch: int
+
+  @property
+  def total(self) -> int:
+    """All of it."""
+    return self.parameters + self.ema + self.optimizer + self.batch
+
+
+def held(program: Program) -> Held:
+  """The state and batch of a program, by kind."""
+  state, batch = program.abstract_state(), program.abstract_batch()
+  size = lambda tree: sum(map(_shard_bytes, jax.tree.leaves(tree)))
+  return Held(size(state.params), size(state.ema), size(state.optimizer), size(batch))
+
+
+def _shard_bytes(leaf: jax.ShapeDtypeStruct) -> int:
+  return math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+
+
+def parameters(program: Program) -> int:
+  """How many parameters there are."""
+  leaves = jax.tree.leaves(program.abstract_state().params)
+  return sum(math.prod(leaf.shape) for leaf in leaves)
+
+
+def weights_read(program: Program) -> int:
+  """Bytes of weights that a chip's products read in a step, in the compute dtype.
+
+  Once forward, once for each of the two products backward, once more with remat; in
+  every micro-batch, gathered from all chips but those of the tensor axis.
+  """
+  model, train = program.config.model, program.config.train
+  passes = (4 if model.remat == "layer" else 3) * train.accumulate
+  size = parameters(program) * jnp.dtype(model.dtype).itemsize
+  return passes * size // program.mesh.shape["tensor"]
+
+
+def step_flops(program: Program) -> Flops:
+  """Of one step over the global batch."""
+  config, objective = program.config, program.objective
+  rows, length = config.train.batch_size, config.data.length
+  micro = rows // config.train.accumulate
+
+  def streams(params, batch, clip):
+    keys = row_keys(stream_key(config.train.seed, TRAIN), 0, batch.row)
+    return objective.training_nats(params, batch, keys, clip)[1]
+
+  state, clip = program.abstract_state(), jax.ShapeDtypeStruct((2,), jnp.float32)
+  found = jax.eval_shape(streams, state.params, program.abstract_batch(), clip)
+  predicted, vocab_size = found.target.shape[-1], objective.network.vocab_size
+  piece = piece_slots(micro, predicted, vocab_size, objective.piece_elements)
+  return forward_flops(
+    config.model,
+    vocab_size,
+    rows,
+    found.index.slots,
+    predicted,
+    visible_pairs(config.method, length),
+    scored_pairs(
+      found.index, jnp.dtype(config.model.dtype), objective.network.module.tpus
+    ),
+    pieces=piece < predicted,
+  )

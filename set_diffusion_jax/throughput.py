@@ -1,0 +1,89 @@
+"""How fast a run goes: MFU, time spent compiling, traces."""
+
+import pathlib
+
+import jax
+
+from set_diffusion_jax.plan.chips import GPUS, TPUS
+
+# What a `device_kind` starts with; of several that fit, the longest counts.
+CHIPS = {
+  "TPU v4": TPUS["v4"],
+  "TPU v5 lite": TPUS["v5e"],
+  "TPU v5e": TPUS["v5e"],
+  "TPU v5": TPUS["v5p"],
+  "TPU v6 lite": TPUS["v6e"],
+  "TPU v6e": TPUS["v6e"],
+  "NVIDIA A100": GPUS["a100"],
+  "NVIDIA H100 80GB HBM3": GPUS["h100"],  # not the PCIe board
+  "NVIDIA H200": GPUS["h200"],
+  "NVIDIA B200": GPUS["b200"],
+}
+_COMPILE = "/jax/core/compile/backend_compile_duration"
+_TRACED = range(3, 6)  # steps after the first one, which compiles, and those it warms
+
+
+def peak_flops(kind: str) -> float | None:
+  """Dense bfloat16 operations a second of a device kind, by its maker's data sheet.
+
+  None where it is not in the table, as for a CPU.
+  """
+  fits = [name for name in CHIPS if kind.startswith(name)]
+  return CHIPS[max(fits, key=len)].flops if fits else None
+
+
+class CompileTime:
+  """Seconds that XLA has compiled for, in this process, since the context began."""
+
+  def __enter__(self) -> "CompileTime":
+    self.seconds = 0.0
+    jax.monitoring.register_event_duration_secs_listener(self._heard)
+    return self
+
+  def __exit__(self, *exception) -> None:
+    jax.monitoring.unregister_event_duration_listener(self._heard)
+
+  def _heard(self, event: str, seconds: float, **more) -> None:
+    if event == _COMPILE:
+      self.seconds += seconds
+
+
+class Trace:
+  """A profiler's trace of a few steps, for TensorBoard or XProf.
+
+  Args:
+    folder: where it is written; None: nowhere.
+    first: the step that the run continues from.
+  """
+
+  def __init__(self, folder: pathlib.Path | None, first: int):
+    self._folder = folder
+    self._begin, self._end = first + _TRACED.start, first + _TRACED.stop
+    self._running = False
+
+  def __enter__(self) -> "Trace":
+    return self
+
+  def before(self, step: int, pending: list) -> None:
+    """To be told of each step before it begins.
+
+    Args:
+      step: its number.
+      pending: results to wait for, so that earlier steps are not in the trace.
+    """
+    if self._folder is None or step not in (self._begin, self._end):
+      return
+    jax.block_until_ready(pending)
+    if step == self._begin:
+      jax.profiler.start_trace(self._folder)
+      self._running = True
+    else:
+      self._stop()
+
+  def _stop(self) -> None:
+    if self._running:
+      jax.profiler.stop_trace()
+    self._running = False
+
+  def __exit__(self, *exception) -> None:
+    self._stop()

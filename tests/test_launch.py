@@ -1,0 +1,449 @@
+"""Launchers: what they would run, the supervisor, a real Slurm."""
+
+import os
+import pathlib
+import re
+import runpy
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+import yaml
+
+from tests import jobs, tiny
+from tests.test_train import assert_identical, config, final, settings
+
+LAUNCH = jobs.ROOT / "launch"
+CRD = jobs.ROOT.parent / "shared" / "data" / "jobset-crd.yaml"
+COMMAND = ["--", "train", "--config=c.py:method=set", "--workdir=/runs/two words"]
+GKE = ["--name=mine", "--image=registry/image:1", "--volume=claim:/runs"]
+TPU = ["--name=mine", "--image=registry/image:1", "--project=p", "--zone=z"]
+TPU += ["--nfs=10.0.0.2:/share"]
+
+
+@pytest.fixture
+def launch(monkeypatch, capsys):
+  """Runs a launcher in this process; its exit code, what it printed, its errors."""
+  monkeypatch.syspath_prepend(LAUNCH)
+
+  def run(script, *words):
+    monkeypatch.setattr(sys, "argv", [f"{script}.py", *words])
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as end:
+      runpy.run_path(str(LAUNCH / f"{script}.py"), run_name="__main__")
+    return end.value.code, *capsys.readouterr()
+
+  yield run
+  sys.modules.pop("command", None)
+
+
+@pytest.fixture
+def shown(launch):
+  """The command and its standard input that --dry-run prints."""
+
+  def show(script, *words):
+    code, output, errors = launch(script, *words, "--dry-run", *COMMAND)
+    assert code == 0, errors
+    command, _, rest = output.partition(" <<'END'\n")
+    text, _, end = rest.rpartition("END\n")
+    assert end == ""
+    return shlex.split(command.replace("\\\n", "")), text
+
+  return show
+
+
+def is_bash(text):
+  return not subprocess.run(
+    ["bash", "-n"], input=text, text=True, check=False
+  ).returncode
+
+
+def test_slurm_script(shown):
+  words = ["--nodes=2", "--gpus-per-node=8", "--time=1:00:00", "--sbatch=--mem=64G"]
+  command, text = shown("slurm", *words)
+  assert command == ["sbatch"]
+  options = re.findall(r"^#SBATCH (.*)$", text, re.MULTILINE)
+  assert set(options) >= {
+    "--nodes=2",
+    "--ntasks-per-node=8",
+    "--gpus-per-node=8",
+    "--time=1:00:00",
+    "--signal=TERM@120",
+    "--requeue",
+    "--open-mode=append",
+    "--mem=64G",
+  }
+  (srun,) = [line for line in text.splitlines() if line.startswith("srun")]
+  assert shlex.split(srun)[1:] == [
+    "--kill-on-bad-exit=1",
+    sys.executable,
+    "-m",
+    "set_diffusion_jax",
+    *COMMAND[1:],
+  ]
+  assert (
+    subprocess.run(["bash", "-n"], input=text, text=True, check=False).returncode == 0
+  )
+
+
+def test_queued_resources(shown):
+  words, text = shown(
+    "tpu", *TPU, "--topology=v5p:4x4x4", "--slices=2", "--spot", "--restarts=7"
+  )
+  assert words[:6] == "gcloud compute tpus queued-resources create mine".split()
+  assert set(words) >= {
+    "--node-count=2",
+    "--node-prefix=mine",
+    "--accelerator-type=v5p-128",
+    "--runtime-version=v2-alpha-tpuv5",
+    "--spot",
+    "--metadata-from-file=startup-script=/dev/stdin",
+  }
+  words, _ = shown("tpu", *TPU, "--topology=v5e:16x16")
+  assert {"--node-id=mine", "--accelerator-type=v5litepod-256"} <= set(words)
+  (docker,) = [x for x in text.splitlines() if x.strip().startswith("docker run")]
+  assert shlex.split(docker)[-4:] == ["registry/image:1", *COMMAND[1:]]
+  assert "--spot" not in words
+  assert (
+    subprocess.run(["bash", "-n"], input=text, text=True, check=False).returncode == 0
+  )
+
+
+@pytest.fixture
+def manifest(shown):
+  """The JobSet that kubectl would be given."""
+
+  def render(*words):
+    command, text = shown("gke", *GKE, *words)
+    assert command == ["kubectl", "apply", "--filename=-"]
+    return yaml.safe_load(text)
+
+  return render
+
+
+def job_of(found):
+  (job,) = found["spec"]["replicatedJobs"]
+  return job, job["template"]["spec"], job["template"]["spec"]["template"]["spec"]
+
+
+def test_jobset_of_tpu_slices(manifest):
+  found = manifest("--topology=v5e:16x16", "--slices=4", "--spot")
+  replicated, job, pod = job_of(found)
+  assert replicated["replicas"] == 4
+  assert job["parallelism"] == job["completions"] == 64
+  assert pod["nodeSelector"] == {
+    "cloud.google.com/gke-tpu-accelerator": "tpu-v5-lite-podslice",
+    "cloud.google.com/gke-tpu-topology": "16x16",
+    "cloud.google.com/gke-spot": "true",
+  }
+  (container,) = pod["containers"]
+  assert container["args"] == COMMAND[1:]
+  assert container["resources"]["limits"] == {"google.com/tpu": 4}
+  assert container["env"] == []
+  one = job_of(manifest("--topology=v5e:1x1"))
+  assert one[1]["parallelism"] == 1
+  assert one[2]["containers"][0]["resources"]["limits"] == {"google.com/tpu": 1}
+
+
+def test_jobset_of_gpus_says_who_is_who(manifest):
+  found = manifest("--topology=gpu:h100x64")
+  replicated, job, pod = job_of(found)
+  assert (replicated["replicas"], job["parallelism"]) == (1, 8)
+  env = {v["name"]: v for v in pod["containers"][0]["env"]}
+  host = f"mine-{replicated['name']}-0-0.mine"
+  assert env["JAX_COORDINATOR_ADDRESS"]["value"].split(":")[0] == host
+  assert env["JAX_NUM_PROCESSES"]["value"] == "8"
+  assert (
+    "completion-index" in env["JAX_PROCESS_ID"]["valueFrom"]["fieldRef"]["fieldPath"]
+  )
+
+
+def closed(schema):
+  """A schema of the custom resource definition with unknown fields forbidden."""
+  if isinstance(schema, list):
+    return [closed(item) for item in schema]
+  if not isinstance(schema, dict):
+    return schema
+  found = {key: closed(value) for key, value in schema.items()}
+  fields = found.get("properties")
+  if isinstance(fields, dict) and "additionalProperties" not in found:
+    found["additionalProperties"] = False
+  if found.pop("x-kubernetes-int-or-string", False):
+    return {"anyOf": [{"type": "integer"}, {"type": "string"}]}
+  return found
+
+
+@pytest.fixture(scope="module")
+def validate():
+  """Checks a manifest against the published schema."""
+  jsonschema = pytest.importorskip("jsonschema")
+  if not CRD.exists():
+    pytest.skip("../shared/data/jobset-crd.yaml is not here")
+  versions = yaml.safe_load(CRD.read_text())["spec"]["versions"]
+  (schema,) = [
+    v["schema"]["openAPIV3Schema"] for v in versions if v["name"] == "v1alpha2"
+  ]
+  schema = closed(schema)
+  schema["properties"]["metadata"] = {"type": "object"}  # Kubernetes' own
+  validator = jsonschema.Draft7Validator(schema)
+  return lambda found: [error.message for error in validator.iter_errors(found)]
+
+
+@pytest.mark.parametrize(
+  "words",
+  [
+    ["--topology=v5e:16x16"],
+    ["--topology=v6e:16x16", "--slices=4", "--spot"],
+    ["--topology=v4:2x2x1"],
+    ["--topology=gpu:h100x64", "--restarts=0"],
+  ],
+)
+def test_manifests_follow_the_schema(validate, manifest, words):
+  found = manifest(*words)
+  assert validate(found) == []
+  # The schema does see mistakes: one at a time.
+  for where, fault in (
+    (["spec"], {"replicas": 2}),
+    (["spec", "failurePolicy"], {"maxRestart": 2}),
+    (["spec", "failurePolicy", "rules", 0], {"action": "Restart"}),
+    (["spec", "replicatedJobs", 0, "template", "spec"], {"parallelism": "four"}),
+    (["spec", "replicatedJobs", 0, "template", "spec", "template", "spec"], {"gpu": 1}),
+  ):
+    broken = yaml.safe_load(yaml.safe_dump(found))
+    target = broken
+    for key in where:
+      target = target[key]
+    target.update(fault)
+    assert validate(broken), where
+
+
+@pytest.mark.parametrize(
+  "script, words, message",
+  [
+    ("local", ["--processes=2", *COMMAND], "needs --devices"),
+    ("local", ["--processes=0", *COMMAND], "--processes: 0"),
+    ("local", [], "after -- there must be a command"),
+    ("local", ["--", "sample"], "must be one of train, evaluate"),
+    ("local", [*COMMAND, "--process=1"], "the launcher sets this"),
+    ("slurm", ["--name=Two_Words", *COMMAND], "--name: Two_Words"),
+    ("slurm", ["--node=2", *COMMAND], "unrecognized arguments: --node=2"),
+    ("gke", [*GKE, "--topology=v9:1", *COMMAND], "--topology=v9:1: must be one of"),
+    ("gke", [*GKE, "--topology=gpu:h100x12", *COMMAND], "must be a multiple of the 8"),
+    ("gke", [*GKE[:2], "--volume=runs", "--topology=v4:2x2x1"], "must be CLAIM:/PATH"),
+    ("tpu", [*TPU, "--topology=gpu:h100x8", *COMMAND], "must be one of TPUs"),
+  ],
+)
+def test_mistakes_end_in_a_line(launch, script, words, message):
+  code, _, errors = launch(script, *words)
+  assert code == 2
+  (line,) = errors.splitlines()
+  assert line.startswith("error: ")
+  assert message in line
+
+
+@pytest.fixture
+def supervise(tmp_path, monkeypatch):
+  """`supervise` of launch/local.py, over Python code instead of a training."""
+  monkeypatch.syspath_prepend(LAUNCH)
+  monkeypatch.chdir(tmp_path)
+  import local
+
+  before = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
+  yield lambda code, count, restarts: local.supervise(
+    [sys.executable, "-c", code], count, None, restarts
+  )
+  for number, handler in zip((signal.SIGTERM, signal.SIGINT), before, strict=True):
+    signal.signal(number, handler)
+  sys.modules.pop("local")
+  sys.modules.pop("command")
+
+
+# Ends with the codes of a list, one an attempt; process 0 only counts the attempts.
+ATTEMPTS = """
+import os, pathlib, signal, sys, time
+me = int(os.environ.get("JAX_PROCESS_ID", 0))
+log = pathlib.Path(f"attempts-{me}")
+attempt = len(log.read_text()) if log.exists() else 0
+log.write_text("x" * (attempt + 1))
+code = CODES[attempt]
+if me == 1 and code not in (0, 42):
+  time.sleep(60)  # a survivor that waits for the one that died
+if code < 0:
+  os.kill(os.getpid(), -code)
+sys.exit(code)
+"""
+
+
+@pytest.mark.parametrize(
+  "codes, restarts, expected, attempts",
+  [
+    ([0], 0, 0, 1),
+    ([42, 42, 42, 0], 0, 0, 4),
+    ([-9, 134, 0], 2, 0, 3),
+    ([-9, -6, 5], 2, 5, 3),
+    ([2], 5, 2, 1),
+    ([42, 4], 5, 4, 2),
+  ],
+)
+def test_the_supervisor_restarts_what_can_go_on(
+  supervise, tmp_path, monkeypatch, codes, restarts, expected, attempts
+):
+  import local
+
+  monkeypatch.setattr(local, "GRACE", 0.2)
+  code = ATTEMPTS.replace("CODES", repr(codes))
+  assert supervise(code, 2, restarts) == expected
+  for process in range(2):
+    assert len((tmp_path / f"attempts-{process}").read_text()) == attempts
+
+
+@pytest.mark.slow
+def test_local_goes_on_after_a_kill(tmp_path):
+  """kill -9 of one of two processes: the launcher starts both again, to the end."""
+  tiny.text_file(tmp_path)
+  mesh = {"mesh__data": -1, "mesh__fsdp": 1, "mesh__tensor": 1}
+  fields = settings(
+    tmp_path, train__steps=30, train__log_every=1, train__checkpoint_every=1, **mesh
+  )
+  file = jobs.config_file(tmp_path, fields)
+  log = tmp_path / "log"
+  with log.open("w") as output:
+    process = subprocess.Popen(
+      [
+        *(sys.executable, LAUNCH / "local.py", "--processes=2", "--devices=1", "--"),
+        *("train", f"--config={file}", f"--workdir={tmp_path}/run"),
+      ],
+      cwd=jobs.ROOT,
+      env=jobs.environment(1),
+      stderr=output,
+      stdout=output,
+    )
+  wait_for(log, r"step 5 ", process)
+  children = subprocess.run(
+    ["ps", "-o", "pid=", "--ppid", str(process.pid)],
+    capture_output=True,
+    text=True,
+    check=True,
+  )
+  os.kill(int(children.stdout.split()[-1]), signal.SIGKILL)
+  assert process.wait(jobs.TIMEOUT) == 0, log.read_text()
+  text = log.read_text()
+  assert "ended with 137" in text
+  assert "starting again; 2 restarts are left" in text
+  assert "continues from step" in text
+  assert "step 30  held out" in text
+
+
+def wait_for(log: pathlib.Path, pattern: str, process=None) -> None:
+  deadline = time.monotonic() + jobs.TIMEOUT
+  while not (log.exists() and re.search(pattern, log.read_text())):
+    assert process is None or process.poll() is None, log.read_text()
+    assert time.monotonic() < deadline, log.exists() and log.read_text()
+    time.sleep(0.2)
+
+
+SLURM_CONF = """
+ClusterName=test
+SlurmctldHost={host}(127.0.0.1)
+SlurmctldPort={ports[0]}
+SlurmdPort={ports[1]}
+SlurmUser=root
+SlurmdUser=root
+AuthType=auth/munge
+AuthInfo=socket={home}/munge.socket
+CryptoType=crypto/munge
+StateSaveLocation={home}/state
+SlurmdSpoolDir={home}/spool
+SlurmctldPidFile={home}/slurmctld.pid
+SlurmdPidFile={home}/slurmd.pid
+SlurmctldLogFile={home}/slurmctld.log
+SlurmdLogFile={home}/slurmd.log
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+JobAcctGatherType=jobacct_gather/none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_CPU
+MpiDefault=none
+ReturnToService=2
+NodeName={host} NodeAddr=127.0.0.1 CPUs=2 State=UNKNOWN
+PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP OverSubscribe=FORCE:4
+"""
+
+
+@pytest.fixture
+def slurm(tmp_path):
+  """A Slurm of one node, this one; the environment in which its commands work."""
+  tools = "munged mungekey slurmctld slurmd sbatch scontrol".split()
+  if os.geteuid() or not all(shutil.which(tool) for tool in tools):
+    pytest.skip("needs root, slurm-wlm and munge")
+  home = tmp_path / "slurm"
+  for folder in (home, home / "state", home / "spool"):
+    folder.mkdir()
+  host = socket.gethostname().split(".")[0]
+  conf = home / "slurm.conf"
+  conf.write_text(
+    SLURM_CONF.format(host=host, home=home, ports=[jobs.free_port(), jobs.free_port()])
+  )
+  environment = {"SLURM_CONF": str(conf), "PATH": os.environ["PATH"]}
+  subprocess.run(["mungekey", "--create", f"--keyfile={home}/key"], check=True)
+  munge = ["munged", "--foreground", "--force", f"--key-file={home}/key"]
+  names = ("socket", "pid-file", "log-file", "seed-file")
+  munge += [f"--{name}={home}/munge.{name.split('-')[0]}" for name in names]
+  daemons = []
+  for words in (munge, ["slurmctld", "-D", "-c"], ["slurmd", "-D", "-N", host]):
+    with (home / f"{words[0]}.out").open("w") as log:
+      daemons.append(subprocess.Popen(words, env=environment, stdout=log, stderr=log))
+    time.sleep(2)
+  yield environment
+  for daemon in reversed(daemons):
+    daemon.terminate()
+    daemon.wait(60)
+
+
+@pytest.mark.slow
+def test_a_real_slurm_runs_the_script(slurm, tmp_path):
+  """Two tasks; SIGTERM saves and requeues; the end equals a run that was not stopped.
+
+  Slurm waits about two minutes before it starts a requeued job.
+  """
+  tiny.text_file(tmp_path)
+  mesh = {"mesh__data": -1, "mesh__fsdp": 1, "mesh__tensor": 1}
+  changes = {**mesh, "train__steps": 40, "train__log_every": 1}
+  changes |= {"train__checkpoint_every": 2}
+  file = jobs.config_file(tmp_path, settings(tmp_path, **changes))
+  run, whole = tmp_path / "run", tmp_path / "whole"
+  submitted = subprocess.run(
+    [
+      *(sys.executable, LAUNCH / "slurm.py", "--name=mine", "--tasks-per-node=2"),
+      *("--restarts=0", "--", "train", f"--config={file}", f"--workdir={run}"),
+    ],
+    cwd=tmp_path,
+    env={**jobs.environment(1), **slurm, "PYTHONPATH": str(jobs.ROOT)},
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert submitted.returncode == 0, submitted.stderr
+  number = submitted.stdout.split()[-1]
+  log = tmp_path / f"mine-{number}.log"
+  try:
+    wait_for(log, r"step 5 ")
+    scancel = ["scancel", "--signal=TERM", f"{number}.0"]
+    subprocess.run(scancel, env=slurm, check=True)
+    wait_for(log, r"stopped at step \d+, which is saved")
+    wait_for(log, r"step 40  held out")
+    while subprocess.check_output(["squeue", "--noheader"], env=slurm):
+      time.sleep(1)
+  finally:
+    subprocess.run(["scancel", number], env=slurm, check=False)
+  text = log.read_text()
+  assert "continues from step" in text
+  job = jobs.Job(tmp_path, 2, 1, ["train", f"--config={file}", f"--workdir={whole}"])
+  assert job.wait() == [0, 0], job.text()
+  same = config(tmp_path, **changes)
+  assert_identical(final(same, run), final(same, whole))

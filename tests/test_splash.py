@@ -1,0 +1,115 @@
+"""Splash attention against a dense softmax under the predicate, with gradients."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from set_diffusion_jax.config import MeshConfig
+from set_diffusion_jax.index import (
+  attends,
+  clean_stream,
+  key_intervals,
+  noisy_stream,
+  two_streams,
+)
+from set_diffusion_jax.model import splash
+from set_diffusion_jax.order import Order
+from set_diffusion_jax.sharding import make_mesh
+from tests import tiny
+
+LENGTH, SIZE = 128, 16  # the least that the kernel takes
+STREAMS = {"both": two_streams, "clean": clean_stream, "noisy": noisy_stream}
+
+
+def aligned(streams, reach, length=LENGTH, rows=2):
+  """Aligned sets; the last row has padding."""
+  rank = np.tile(np.arange(length) // reach, (rows, 1)).astype(np.int32)
+  valid = np.arange(length) < np.array([length] * (rows - 1) + [length - 5])[:, None]
+  order = Order(jnp.asarray(rank * 0), jnp.asarray(rank))
+  return STREAMS[streams](order, jnp.asarray(valid), reach).replace(aligned=True)
+
+
+def dense(q, k, v, index):
+  k, v = (jnp.repeat(x, q.shape[1] // x.shape[1], axis=1) for x in (k, v))
+  scores = jnp.einsum("bhqd,bhkd->bhqk", q, k)
+  seen = attends(index, index)[:, None]
+  weights = jax.nn.softmax(jnp.where(seen, scores, -jnp.inf), axis=-1)
+  weights = jnp.where(seen.any(-1, keepdims=True), weights, 0.0)
+  return jnp.einsum("bhqk,bhkd->bhqd", weights, v)
+
+
+@pytest.mark.parametrize(
+  "streams, reach, key_heads",
+  [("both", 1, 1), ("both", 5, 2), ("noisy", LENGTH, 2), ("clean", 1, 2)],
+)
+def test_the_kernel_equals_dense_attention(streams, reach, key_heads):
+  index = aligned(streams, reach)
+  rng = np.random.default_rng(0)
+  make = lambda heads: jnp.asarray(
+    rng.normal(size=(2, heads, index.slots, SIZE)), jnp.float32
+  )
+  q, probe, k, v = make(2), make(2), make(key_heads), make(key_heads)
+  real = jnp.broadcast_to(index.valid[:, None, :, None], probe.shape)
+  mesh = make_mesh(MeshConfig(1, 1, 1, 1), jax.devices()[:1])
+
+  def total(attend):
+    def both(q, k, v):
+      out = jnp.where(real, attend(q, k, v), 0)  # nobody reads a padding row
+      return (out * probe).sum(), out
+
+    return jax.jit(jax.value_and_grad(both, (0, 1, 2), has_aux=True))
+
+  kernel = lambda q, k, v: splash.splash_attention(q, k, v, index, mesh, interpret=True)
+  ours = total(kernel)(q, k, v)
+  theirs = total(lambda q, k, v: dense(q, k, v, index))(q, k, v)
+  compare = lambda x, y: np.testing.assert_allclose(x, y, atol=2e-5)
+  compare(ours[0][1], theirs[0][1])
+  jax.tree.map(compare, ours[1], theirs[1])
+
+
+@pytest.mark.parametrize("streams", STREAMS)
+@pytest.mark.parametrize("reach", [1, 4, 5, 24])
+def test_the_computable_mask_is_the_predicate(streams, reach):
+  index = aligned(streams, reach, length=24, rows=1)
+  index = index.replace(valid=jnp.ones_like(index.valid))
+  mask = splash.AlignedSets(index.slots, index.clean, reach)
+  every = slice(0, index.slots)
+  np.testing.assert_array_equal(mask[every, every], attends(index, index)[0])
+
+
+@pytest.mark.parametrize(
+  "name", ["ar", "any_order", "set", "masked", "block", "general"]
+)
+def test_which_methods_have_aligned_sets(name):
+  """Where a method says so, its drawn ranks are the runs of slots, on real batches."""
+  obj = tiny.objective(method__name=name, method__block_size=4)
+  batch = tiny.batch(bos=True)
+  order = obj.draw_order(batch, jax.random.split(jax.random.key(0), 3), True)
+  index = tiny.streams(obj, batch, order).index
+  assert index.aligned == (name != "general")
+  if index.aligned:
+    mask = splash.AlignedSets(index.slots, index.clean, index.reach)
+    every = slice(0, index.slots)
+    for row in np.asarray(attends(index, index)):
+      np.testing.assert_array_equal(mask[every, every], row)
+
+
+def test_what_the_kernel_is_used_for():
+  mesh = make_mesh(MeshConfig(1, 1, 1, 1), jax.devices()[:1])
+  index = aligned("both", 1)
+  assert splash.applies(index, jnp.bfloat16, mesh)
+  assert not splash.applies(index, jnp.float32, mesh)
+  assert not splash.applies(index, jnp.bfloat16, None)
+  assert not splash.applies(index.replace(aligned=False), jnp.bfloat16, mesh)
+  assert not splash.applies(index.replace(causal=True), jnp.bfloat16, mesh)
+  assert not splash.applies(aligned("both", 1, length=100), jnp.bfloat16, mesh)
+
+
+def test_scored_pairs_are_whole_tiles():
+  index = aligned("both", 1, length=1024, rows=1)
+  # Tiles of 512: three of each causal half, and two on the noisy diagonal.
+  assert splash.scored_pairs(index) == 8 * 512**2
+  visible = key_intervals(index.replace(valid=jnp.ones_like(index.valid)))
+  pairs = visible.clean_end + visible.noisy_end - visible.noisy_start
+  assert int(pairs.sum()) == 1024 * 1025 < splash.scored_pairs(index)
