@@ -133,12 +133,16 @@ class Checkpoints:
     Raises:
       DamagedError: it cannot be read, or holds other values than were saved.
     """
-    args = ocp.args.StandardRestore(state)
-    restored = self._read(step, "state", ocp.StandardCheckpointHandler(), args)
-    position = self._read_json(step, "data")
+    restored, position = self._load(step, state)
     self._check(step, restored, "")
     data.set_state(position)
     return restored
+
+  def _load(self, step: int, state):
+    """State and data position as they are read, by this process alone."""
+    args = ocp.args.StandardRestore(state)
+    restored = self._read(step, "state", ocp.StandardCheckpointHandler(), args)
+    return restored, self._read_json(step, "data")
 
   def restore_newest(self, state, data) -> Restored | None:
     """The newest step that is whole; None where there is no step at all.
@@ -150,14 +154,20 @@ class Checkpoints:
     """
     damaged: dict[int, str] = {}
     for step in processes.from_first(lambda: self.steps[::-1]):
-      restored, meta, damage = None, None, None
+      restored, meta, position, damage = None, None, None, None
       try:
         meta = self.restore_meta(step)
-        restored = self.restore(step, state, data)
+        restored, position = self._load(step, state)
       except DamagedError as error:
         damage = str(error)
       found = [line for line in processes.gather(damage) if line is not None]
+      if not found:  # checksums are computed together, so all must have read
+        try:
+          self._check(step, restored, "")
+        except DamagedError as error:
+          found = [str(error)]
       if not found:
+        data.set_state(position)
         news = processes.from_first(lambda: self._set_aside(damaged))
         return Restored(step, restored, meta, news)
       damaged[step] = found[0]

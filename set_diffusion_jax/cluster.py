@@ -8,6 +8,7 @@ import sys
 import threading
 
 import jax
+from jax.experimental import multihost_utils
 
 from set_diffusion_jax.errors import UserError
 
@@ -61,6 +62,9 @@ def start(
         initialization_timeout=timeout + 60,
         shutdown_timeout_seconds=60,
       )
+      # Gloo connects devices when they first compute together, and waits 30 s for it:
+      # now, before one process compiles longer than another.
+      multihost_utils.sync_global_devices("met")
     except (RuntimeError, ValueError) as error:
       _give_up(who, str(error).strip().splitlines()[0])
 

@@ -183,8 +183,7 @@ def train(
     if owed:
       current, _ = evaluated(first, current)
     saved = time.monotonic()
-    if first < cadence.steps:
-      step_fn = run.compiled_step()
+    step_fn = run.compiled_step() if first < cadence.steps else None
     for step in range(first + 1, cadence.steps + 1):
       trace.before(step, journal.pending)
       began = time.perf_counter()
@@ -211,11 +210,6 @@ def train(
         saved = time.monotonic()
       if stop:
         raise Preempted(step)
-
-
-def _goes_on(first: int, steps: int) -> str:
-  """What is said of a run that was restored."""
-  return f"{'is already at' if first >= steps else 'continues from'} step {first}"
 
 
 def _late(minutes: float | None, saved: float) -> bool:

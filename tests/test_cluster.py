@@ -4,6 +4,7 @@ import types
 
 import jax
 import pytest
+from jax.experimental import multihost_utils
 
 from set_diffusion_jax import cluster, sharding
 from set_diffusion_jax.config import MeshConfig
@@ -34,6 +35,7 @@ def joined(monkeypatch):
     monkeypatch.delenv(name, raising=False)
   record = lambda *given, **named: calls.append((given, named))
   monkeypatch.setattr(jax.distributed, "initialize", record)
+  monkeypatch.setattr(multihost_utils, "sync_global_devices", lambda name: None)
   return calls
 
 
