@@ -5,16 +5,19 @@ ENVIRONMENT := $(if $(VIRTUAL_ENV),$(VIRTUAL_ENV),.venv)
 RUN := $(ENVIRONMENT)/bin/python
 INSTALLED := $(ENVIRONMENT)/.set-diffusion-installed
 
+# A process a core; the tests of a file stay together, they share what they compile.
+PARALLEL := --numprocesses=auto --maxprocesses=8 --dist=loadfile
+
 .PHONY: quickstart test test-all lint
 
 quickstart: $(INSTALLED)
 	$(RUN) launch/quickstart.py
 
 test: $(INSTALLED)
-	$(RUN) -m pytest -m "not slow"
+	$(RUN) -m pytest $(PARALLEL) -m "not slow"
 
 test-all: $(INSTALLED)
-	$(RUN) -m pytest
+	$(RUN) -m pytest $(PARALLEL)
 
 lint: $(INSTALLED)
 	$(RUN) -m ruff check .

@@ -35,6 +35,7 @@ setup(
     "torch": ["torch>=2.6", "transformers>=4.52"],  # the other side of parity tests
     "dev": [
       "pytest>=9",
+      "pytest-xdist>=3.6",
       "hypothesis>=6",
       "beartype>=0.20",
       "matplotlib>=3.9",

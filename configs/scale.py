@@ -24,7 +24,7 @@ _FINE_TUNING = {
 RECIPES = {
   "owt_110m": {
     "model": {"dropout": 0.1},
-    "data": {"bos": False, "eos": "none"},
+    "data": {"bos": False},
     "train": {"steps": 300_000},
   },
   "qwen3_1.7b": {

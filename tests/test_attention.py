@@ -7,15 +7,15 @@ import pytest
 
 from set_diffusion_jax.index import attends, clean_stream, two_streams
 from set_diffusion_jax.model import attention as module
-from set_diffusion_jax.model.attention import Shared, attention
+from set_diffusion_jax.model.attention import Cache, Shared, attention, cached_attention
 from set_diffusion_jax.model.layers import gelu
 from set_diffusion_jax.order import Order
 
 LENGTH, HEADS, SIZE = 24, 2, 8
 
 
-def shared(index, cache_index=None):
-  return Shared(index, angles=None, cache_index=cache_index, condition=None)
+def shared(index, cache=None):
+  return Shared(index, turns=None, cache=cache, condition=None)
 
 
 def dense(q, k, v, index):
@@ -72,7 +72,7 @@ def test_pieces_equal_dense_attention(kind, streams, piece, bands, monkeypatch):
   def total(attend):
     return lambda q, k, v: (attend(q, k, v) * probe).sum()
 
-  ours = lambda q, k, v: attention(q, k, v, shared(index), None)
+  ours = lambda q, k, v: attention(q, k, v, shared(index))
   oracle = lambda q, k, v: dense(q, k, v, index)
   np.testing.assert_allclose(
     jnp.where(real, ours(q, k, v), 0), jnp.where(real, oracle(q, k, v), 0), atol=2e-6
@@ -84,23 +84,34 @@ def test_pieces_equal_dense_attention(kind, streams, piece, bands, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["singletons", "blocks", "one", "general"])
-def test_a_cache_in_any_order_equals_no_cache(kind):
-  """The clean stream shuffled into a cache; noisy queries see it as before."""
+@pytest.mark.parametrize("fed", [0, 1, 4])
+def test_a_cache_in_any_order_equals_no_cache(kind, fed):
+  """Clean slots shuffled in a cache, the last ones fed with the noisy stream."""
   index = random_index(kind, "both")
   rng = np.random.default_rng(2)
   q, k, v = jnp.asarray(rng.normal(size=(3, 2, HEADS, 2 * LENGTH, SIZE)), jnp.float32)
-  expected = dense(q, k, v, index)[:, :, LENGTH:]
-  shuffle = rng.permutation(LENGTH)
-  clean = jax.tree.map(lambda x: x[:, :LENGTH][:, shuffle], index)
-  clean = clean.replace(clean=LENGTH)
-  noisy = jax.tree.map(lambda x: x[:, LENGTH:], index).replace(clean=0)
-  cached = k[:, :, :LENGTH][:, :, shuffle], v[:, :, :LENGTH][:, :, shuffle]
-  rest = (slice(None), slice(None), slice(LENGTH, None))
-  ours = attention(q[rest], k[rest], v[rest], shared(noisy, clean), cached)
-  real = np.broadcast_to(np.asarray(noisy.valid)[:, None, :, None], ours.shape)
+  k, v = k[:, :1], v[:, :1]  # of two heads of queries
+  held = LENGTH - fed
+  expected = dense(q, k, v, index)[:, :, held:]
+  slot = rng.permutation(LENGTH)  # of the cache -> of the clean stream
+  place = np.argsort(slot)[held:]
+  part = lambda x, at: jax.tree.map(lambda x: x[:, at], x)
+  held_index = part(index, slot).replace(clean=LENGTH)
+  cache = Cache([], held_index, jnp.asarray(np.tile(place, (2, 1)), jnp.int32))
+  stored = jnp.asarray(slot < held)[None, None, :, None]
+  old = lambda x: jnp.where(stored, x[:, :, slot], 0)
+  cached = jnp.swapaxes(old(k), 2, 3), old(v)
+  rest = slice(held, None)
+  query = part(index, rest).replace(clean=fed)
+  ours, after = cached_attention(
+    q[:, :, rest], k[:, :, rest], v[:, :, rest], shared(query, cache), cached
+  )
+  real = np.broadcast_to(np.asarray(query.valid)[:, None, :, None], ours.shape)
   np.testing.assert_allclose(
     np.where(real, ours, 0), np.where(real, expected, 0), atol=2e-6
   )
+  np.testing.assert_array_equal(jnp.swapaxes(after[0], 2, 3), k[:, :, slot])
+  np.testing.assert_array_equal(after[1], v[:, :, slot])
 
 
 def test_memory_is_linear_in_length():
@@ -110,7 +121,7 @@ def test_memory_is_linear_in_length():
     slot = jnp.arange(length, dtype=jnp.int32)[None]
     index = two_streams(Order(slot, slot), jnp.ones((1, length), bool), reach=1)
     x = jnp.zeros((1, 1, 2 * length, 8))
-    loss = lambda q, k, v: attention(q, k, v, shared(index), None).sum()
+    loss = lambda q, k, v: attention(q, k, v, shared(index)).sum()
     compiled = jax.jit(jax.grad(loss, (0, 1, 2))).lower(x, x, x).compile()
     return compiled.memory_analysis().temp_size_in_bytes
 

@@ -102,7 +102,7 @@ def test_no_step_is_whole(saved, tmp_path):
   copy = tmp_path / "run"
   shutil.copytree(origin, copy)
   for step in (2, 4, 6):
-    DAMAGES["cut short"](copy / "checkpoints" / str(step))
+    DAMAGES["no state"](copy / "checkpoints" / str(step))
   checkpoints = Checkpoints(copy / "checkpoints")
   with pytest.raises(UserError, match=r"checkpoints/6: is damaged.*no other step"):
     checkpoints.restore_newest(run.abstract_state(), run.batches())
@@ -111,6 +111,7 @@ def test_no_step_is_whole(saved, tmp_path):
     read_weights(copy)
 
 
+@pytest.mark.slow
 def test_sigterm_saves_and_the_rest_is_as_without(tmp_path, monkeypatch):
   """Asked to stop where an evaluation is due, which changes the training after it."""
   changes = {"method__name": "block", "corruption__clip_width": 0.5}

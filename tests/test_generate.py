@@ -144,19 +144,22 @@ def test_one_compilation_for_a_bucket_of_shapes(model):
     return
   model.generate(["abcd", "a"], 20, options=FREE)
   assert not compiled(lambda: model.generate(["uvwxyz", "uvw"], 24, 7, FREE))
-  assert compiled(lambda: model.generate(["xyz"], 24, 7, FREE))  # another shape
+  assert compiled(lambda: model.generate(["xyz"] * 5, 24, 7, FREE))  # another shape
 
 
 def compiled(run):
   """What JAX compiles during a call."""
-  messages, handler = [], logging.Handler()
+  messages, handler, logger = [], logging.Handler(), logging.getLogger("jax")
   handler.emit = lambda record: messages.append(record.getMessage())
-  logging.getLogger("jax").addHandler(handler)
+  level = logger.level  # the command line raises it
+  logger.addHandler(handler)
+  logger.setLevel(logging.WARNING)
   try:
     with jax.log_compiles():
       run()
   finally:
-    logging.getLogger("jax").removeHandler(handler)
+    logger.removeHandler(handler)
+    logger.setLevel(level)
   return [message for message in messages if message.startswith("Compiling")]
 
 

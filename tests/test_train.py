@@ -191,9 +191,16 @@ def one_step(folder, **changes):
   "changes",
   [
     {"mesh__data": 4, "mesh__fsdp": 1, "mesh__tensor": 1},
-    {"mesh__data": 1, "mesh__fsdp": 4, "mesh__tensor": 1},
-    {"mesh__data": 2, "mesh__fsdp": 1, "mesh__tensor": 2},
-    {"mesh__data": 1, "mesh__fsdp": 2, "mesh__tensor": 2, "train__accumulate": 2},
+    pytest.param(
+      {"mesh__data": 1, "mesh__fsdp": 4, "mesh__tensor": 1}, marks=pytest.mark.slow
+    ),
+    pytest.param(
+      {"mesh__data": 2, "mesh__fsdp": 1, "mesh__tensor": 2}, marks=pytest.mark.slow
+    ),
+    pytest.param(
+      {"mesh__data": 1, "mesh__fsdp": 2, "mesh__tensor": 2, "train__accumulate": 2},
+      marks=pytest.mark.slow,
+    ),
     {"mesh__data": 2, "mesh__fsdp": 1, "mesh__tensor": 2, "train__accumulate": 2},
     {"mesh__slice": 2, "mesh__data": 1, "mesh__fsdp": 2, "mesh__tensor": 1},
   ],
