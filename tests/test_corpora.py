@@ -104,6 +104,7 @@ def test_lm1b(tmp_path):
   np.testing.assert_array_equal(first.bytes, second.bytes)
 
 
+@pytest.mark.slow
 def test_openwebtext(tmp_path, capsys):
   """The last documents of JSONL files are held out; EOS between, none at the ends."""
   write_tokenizers(tmp_path)

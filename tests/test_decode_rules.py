@@ -60,7 +60,15 @@ def decoder_of(name):
   return obj, options
 
 
-@pytest.mark.parametrize("name", RULES)
+QUICK = ("ar, top-k", "order, nucleus", "speculative, processors", "threshold")
+QUICK = (*QUICK, "confidence, 2 a step", "posterior", "block", "masked, posterior")
+EVERY = [
+  pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow])
+  for name in RULES
+]
+
+
+@pytest.mark.parametrize("name", EVERY)
 def test_samples_follow_the_rule(name):
   rows = 4000
   obj, options = decoder_of(name)

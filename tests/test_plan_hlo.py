@@ -156,6 +156,7 @@ def sent(step):
 
 
 @pytest.mark.multidevice
+@pytest.mark.slow
 def test_a_scanned_layer_counts_as_an_unrolled_one():
   """One layer is compiled without a loop; each further one sends the same."""
   if jax.device_count() != 4:
