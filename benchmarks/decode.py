@@ -20,7 +20,7 @@ from set_diffusion_jax.api import Model
 from set_diffusion_jax.config import Config, DecodeConfig
 from set_diffusion_jax.data import IdTokenizer, Vocabulary
 
-VOCAB, LENGTH, PROMPT, WINDOW, REPEATS = 4096, 256, 32, 8, 5
+VOCAB, LENGTH, PROMPT, WINDOW, REPEATS = 4096, 256, 32, 8, 3
 BATCHES = (1, 8, 32)
 GREEDY = {"temperature": 0.0, "stop_at_eos": False}
 # Name -> method, how to decode, tokens a step of the peer (None: it does not do this).
