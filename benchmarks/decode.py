@@ -11,7 +11,6 @@ import statistics
 import time
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import torch
 
@@ -66,7 +65,7 @@ class PeerDecoder:
     self.peer, self.mask_id = peer, mask_id
 
   def feed(self, tokens, position, seen, cache: Layers | None, keep: int):
-    """Log-free probabilities of the slots; the first `keep` slots enter the cache."""
+    """Probabilities of the slots; the first `keep` slots enter the cache."""
     held = cache[0][0].shape[2] if cache else 0
     mask = torch.cat([torch.ones(len(tokens), held, dtype=torch.bool), seen], 1)
     logits, new = self.peer(tokens[None], position[None], mask[None, None], cache)
@@ -223,6 +222,5 @@ def main() -> dict:
     "device": jax.devices()[0].device_kind,
     "processor": platform.processor() or platform.machine(),
     "threads": torch.get_num_threads(),
-    "parameters": "float32",
-    "dtype": str(jnp.float32.dtype),
+    "dtype": "float32",
   }

@@ -68,6 +68,15 @@ def name(text: str) -> str:
   return text
 
 
+def machines(parser: Launcher) -> None:
+  """The options that say which machines of a cloud run what image."""
+  parser.add_argument("--name", type=name, required=True)
+  parser.add_argument("--image", required=True)
+  parser.add_argument("--topology", required=True, help="as plan has it")
+  parser.add_argument("--slices", type=whole, default=1, metavar="N")
+  parser.add_argument("--spot", action="store_true", help="may be taken back")
+
+
 def restarts(parser: Launcher) -> None:
   """Adds --restarts."""
   parser.add_argument(

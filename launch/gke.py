@@ -165,13 +165,9 @@ def volume(text: str) -> tuple[str, str]:
 def main() -> int:
   """The exit code of kubectl."""
   parser = shared.Launcher(__doc__)
-  parser.add_argument("--name", type=shared.name, required=True)
-  parser.add_argument("--image", required=True)
-  parser.add_argument("--topology", required=True, help="as plan has it")
-  parser.add_argument("--slices", type=shared.whole, default=1, metavar="N")
+  shared.machines(parser)
   parser.add_argument("--volume", type=volume, required=True, metavar="CLAIM:/PATH")
   parser.add_argument("--namespace", default="default")
-  parser.add_argument("--spot", action="store_true", help="may be taken back")
   parser.add_argument(
     "--grace",
     type=shared.whole,

@@ -81,14 +81,10 @@ def create(options, topology: Topology) -> list[str]:
 def main() -> int:
   """The exit code of gcloud."""
   parser = shared.Launcher(__doc__)
-  parser.add_argument("--name", type=shared.name, required=True)
-  parser.add_argument("--image", required=True)
-  parser.add_argument("--topology", required=True, help="as plan has it")
-  parser.add_argument("--slices", type=shared.whole, default=1, metavar="N")
+  shared.machines(parser)
   parser.add_argument("--project", required=True)
   parser.add_argument("--zone", required=True)
   parser.add_argument("--nfs", required=True, metavar="HOST:/SHARE")
-  parser.add_argument("--spot", action="store_true", help="may be taken back")
   parser.add_argument("--valid-until", default="6h", help="default: 6h")
   parser.add_argument("--runtime-version", help="default: the one for the TPUs")
   parser.add_argument("--grace", type=shared.whole, default=30, metavar="SECONDS")

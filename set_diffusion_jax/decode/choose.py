@@ -92,11 +92,11 @@ def truncated(options: DecodeConfig, logits: Float[Array, "*B V"]):
 
 
 def distribution(
-  options: DecodeConfig, logits: Float[Array, "*B V"]
-) -> Float[Array, "*B V"]:
+  options: DecodeConfig, logits: Float[Array, "B W V"]
+) -> Float[Array, "B W V"]:
   """What tokens are drawn from: all on the likeliest one at temperature 0."""
   if options.temperature == 0:
-    return jax.nn.one_hot(jnp.argmax(logits, axis=-1), logits.shape[-1])
+    return jax.nn.one_hot(_likeliest(logits), logits.shape[-1])
   return jax.nn.softmax(truncated(options, logits), axis=-1)
 
 
@@ -117,14 +117,21 @@ def choose(
     fold = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)))
     sample = jax.vmap(jax.vmap(jax.random.categorical))
     token = sample(fold(keys, place), truncated(options, logits))
-  # Of the few logits that are asked for, not of all: logits - total is never written.
-  total = jax.nn.logsumexp(logits, axis=-1)
-  chosen = jnp.take_along_axis(logits, token[..., None], axis=-1)[..., 0]
-  confidence, margin = jnp.exp(chosen - total), jnp.zeros_like(total)
+  confidence = probability(logits, token)
+  margin = jnp.zeros_like(confidence)
   if options.commit == "margin":
-    highest = jnp.exp(jax.lax.top_k(logits, 2)[0] - total[..., None])
+    total = jax.nn.logsumexp(logits, axis=-1, keepdims=True)
+    highest = jnp.exp(jax.lax.top_k(logits, 2)[0] - total)
     margin = highest[..., 0] - highest[..., 1]
   return token, confidence, margin
+
+
+def probability(
+  logits: Float[Array, "B W V"], token: Int[Array, "B W"]
+) -> Float[Array, "B W"]:
+  """Of these tokens only: a softmax would write all of them."""
+  chosen = jnp.take_along_axis(logits, token[..., None], axis=-1)[..., 0]
+  return jnp.exp(chosen - jax.nn.logsumexp(logits, axis=-1))
 
 
 def _likeliest(logits: Float[Array, "B W V"]) -> Int[Array, "B W"]:

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from set_diffusion_jax.decode.choose import allowed_logits, distribution
+from set_diffusion_jax.decode.choose import distribution, probability
 from set_diffusion_jax.decode.decoder import Decoder
 from set_diffusion_jax.decode.slots import first_slots, marked, write_slots
 from set_diffusion_jax.decode.state import DecodeState
@@ -46,55 +46,38 @@ def speculative_step(decoder: Decoder, params, state: DecodeState) -> DecodeStat
     rank=write_slots(state.rank, drafts, ahead[:, :count]),
   )
   h, after = decoder.feed(params, drafted, drafts, place)
-  logits = _verified_logits(decoder, params, drafted, h, place, drafts)
+  before = _with_drafts_before(state.committed, drafts)
+  logits = decoder.logits(params, drafted.replace(committed=before), h, place)
   p = distribution(decoder.decode, logits)
 
   accepted = accept(accept_keys, p[:, :count], q, token) & there[:, :count]
   kept = jnp.cumprod(accepted, axis=-1).astype(bool)
   n = kept.sum(-1)
-  last_place = jnp.take_along_axis(place, n[:, None], axis=-1)
-  last_place = jnp.where(going[:, None], last_place, length)
   last = draw(last_keys, replacement(p, q, n)[:, None])
 
-  kept_place = jnp.where(kept, drafts, length)
-  final = marked(kept_place, kept, length)
-  fresh = marked(last_place, last_place < length, length)
-  tokens = write_slots(state.tokens, kept_place, token)
-  share = jax.nn.softmax(logits, axis=-1)
-  every = jnp.concatenate([token, token[:, :1]], axis=-1)
-  every = jnp.where(jnp.arange(count + 1)[None, :] == n[:, None], last, every)
-  chosen = jnp.take_along_axis(share, every[..., None], axis=-1)[..., 0]
-  committed = jnp.where(jnp.arange(count + 1)[None, :] <= n[:, None], place, length)
-  committed = jnp.where(there, committed, length)
-  rank = write_slots(state.rank, committed, ahead)
+  slot = jnp.arange(count + 1)[None, :]
+  is_last = slot == n[:, None]
+  token = jnp.where(is_last, last, jnp.pad(token, ((0, 0), (0, 1))))
+  new = there & (slot <= n[:, None])
+  where = jnp.where(new, place, length)
   return after.replace(
-    tokens=write_slots(tokens, last_place, last),
-    committed=state.committed | final | fresh,
-    confidence=write_slots(state.confidence, committed, chosen),
-    rank=rank,
-    next_rank=state.next_rank + (committed < length).sum(-1),
-    cached=state.cached | final,
-    fresh=fresh,
+    tokens=write_slots(state.tokens, where, token),
+    committed=state.committed | marked(place, new, length),
+    confidence=write_slots(state.confidence, where, probability(logits, token)),
+    rank=write_slots(state.rank, where, ahead),
+    next_rank=state.next_rank + new.sum(-1),
+    cached=state.cached | marked(drafts, kept, length),
+    fresh=marked(place, new & is_last, length),
     steps=state.steps + 2 * going,
   )
 
 
-def _verified_logits(decoder: Decoder, params, drafted: DecodeState, h, place, drafts):
-  """Logits of each masked copy, where the drafts before it count as committed."""
-  length, count = drafted.tokens.shape[-1], drafts.shape[-1]
-  before = [marked(drafts[:, :r], drafts[:, :r] < length, length) for r in range(count)]
-  before.append(marked(drafts, drafts < length, length))
-  committed = drafted.committed[:, None] | jnp.stack(before, axis=1)
-  return allowed_logits(
-    decoder.decode,
-    decoder.objective.network.unembed(params, h),
-    place,
-    drafted.tokens,
-    committed,
-    drafted.prompt_length,
-    decoder.objective.mask_id,
-    decoder.objective.eos_id,
-  )
+def _with_drafts_before(committed, drafts: Int[Array, "B D"]) -> Bool[Array, "B D1 S"]:
+  """What counts as committed for each masked copy: also the drafts before it."""
+  length, count = committed.shape[-1], drafts.shape[-1]
+  first = lambda r: jnp.broadcast_to(jnp.arange(count) < r, drafts.shape)
+  earlier = lambda r: marked(drafts, first(r), length)
+  return committed[:, None] | jnp.stack([earlier(r) for r in range(count + 1)], axis=1)
 
 
 def draw(keys: Key[Array, " B"], p: Float[Array, "B P V"]) -> Int[Array, "B P"]:
