@@ -7,9 +7,8 @@ import pathlib
 
 # Name -> module; each has a `main()` that returns figures as plain JSON values.
 BENCHMARKS = {
-  "convert": "benchmarks.convert",
-  "data": "benchmarks.data",
-  "decode": "benchmarks.decode",
+  name: f"benchmarks.{name}"
+  for name in ("train", "evaluate", "attention", "loss", "decode", "data", "convert")
 }
 
 

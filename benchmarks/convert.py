@@ -6,37 +6,23 @@ sharded safetensors, converted to Orbax and back. The third direction starts fro
 checkpoint that training would have saved, with parameters and EMA.
 """
 
-import json
 import pathlib
 import platform
-import subprocess
-import sys
 import tempfile
+import time
 
 import grain
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks import measure
 from set_diffusion_jax.checkpoint import Checkpoints
 from set_diffusion_jax.config import Config
-from set_diffusion_jax.convert import layout, published, torch_directory
+from set_diffusion_jax.convert import convert, layout, published, torch_directory
 from set_diffusion_jax.convert.source import open_source
 from set_diffusion_jax.data import Vocabulary
 
 LIMIT = 600 * 10**6  # bytes above the largest stored parameter
-
-_CHILD = """
-import json, sys, time
-from set_diffusion_jax.convert import convert
-import set_diffusion_jax.checkpoint
-def resident(name):  # not getrusage: its highest size includes the parent's
-  lines = open("/proc/self/status").read().splitlines()
-  return next(int(x.split()[1]) * 1024 for x in lines if x.startswith(name))
-before, start = resident("VmRSS"), time.perf_counter()
-convert(sys.argv[1], sys.argv[2], verify=len(sys.argv) > 3)
-seconds = time.perf_counter() - start
-print(json.dumps({"peak_bytes": resident("VmHWM") - before, "seconds": seconds}))
-"""
 
 
 def config(width: int = 2048, layers: int = 7) -> Config:
@@ -116,8 +102,18 @@ def main() -> dict:
   return figures
 
 
-def child(source: pathlib.Path, destination: pathlib.Path, *verify: str) -> dict:
+def child(
+  source: pathlib.Path, destination: pathlib.Path, verify: bool = False
+) -> dict:
   """One conversion in a process of its own."""
-  command = [sys.executable, "-c", _CHILD, str(source), str(destination), *verify]
-  result = subprocess.run(command, capture_output=True, text=True, check=True)
-  return json.loads(result.stdout.splitlines()[-1])
+  return measure.in_process(_conversion, source, destination, verify)
+
+
+def _conversion(source: pathlib.Path, destination: pathlib.Path, verify: bool) -> dict:
+  before, start = measure.resident_bytes()["now"], time.perf_counter()
+  convert(source, destination, verify=verify)
+  seconds = time.perf_counter() - start
+  return {
+    "peak_bytes": measure.resident_bytes()["peak"] - before,
+    "seconds": seconds,
+  }

@@ -8,12 +8,12 @@ BPE trained on a part of it.
 import json
 import os
 import pathlib
-import platform
 import tempfile
 import time
 
 import numpy as np
 
+from benchmarks import measure
 from set_diffusion_jax import data
 from set_diffusion_jax.config import DataConfig
 
@@ -40,57 +40,78 @@ def write_corpus(folder: pathlib.Path, characters: int) -> DataConfig:
   )
 
 
-def rates(tokens: int, wall: float, cpu: float) -> dict:
-  """Tokens a second; a second of CPU is what counts where others use the machine."""
-  return {"per_second": tokens / wall, "per_cpu_second": tokens / cpu}
+class Timer:
+  """Seconds since it was made, by the clock and of this process's CPU.
+
+  A second of CPU is what counts where others use the machine.
+  """
+
+  def __init__(self):
+    self._wall, self._cpu = time.perf_counter(), time.process_time()
+
+  @property
+  def wall(self) -> float:
+    """By the clock."""
+    return time.perf_counter() - self._wall
+
+  def row(self, name: str, shape: str, tokens: int) -> dict:
+    """Tokens a second until now."""
+    cpu = time.process_time() - self._cpu
+    wall = [self.wall]
+    return measure.row(
+      name, shape, "tokens/s", tokens, wall, tokens_per_cpu_second=tokens / cpu
+    )
 
 
-def reading(train, batch_size: int, length: int, seconds: float) -> dict:
-  """Rates of a training iterator, once what it reads ahead is full."""
+def reading(name: str, train, batch_size: int, length: int, seconds: float) -> dict:
+  """The row of a training iterator, once what it reads ahead is full."""
   iterator = data.training_iterator(train, batch_size, 0, 0, 1)
   for _ in range(2):
-    wall, cpu, steps = time.perf_counter(), time.process_time(), 0
-    while time.perf_counter() - wall < seconds:
+    timer, steps = Timer(), 0
+    while timer.wall < seconds:
       next(iterator)
       steps += 1
-    spent = time.perf_counter() - wall, time.process_time() - cpu
-  return rates(steps * batch_size * length, *spent)
+    row = timer.row(name, f"L={length}", steps * batch_size * length)
+  return row
 
 
 def encoding(texts: list[str], tokenizer) -> dict:
-  """Rates of the tokenizer alone, one text at a time."""
-  wall, cpu = time.perf_counter(), time.process_time()
+  """The row of the tokenizer alone, one text at a time."""
+  timer = Timer()
   tokens = sum(len(tokenizer.encode(text)) for text in texts)
-  return rates(tokens, time.perf_counter() - wall, time.process_time() - cpu)
+  return timer.row("tokenizer alone", "", tokens)
 
 
 def main(characters: int = 20_000_000, seconds: float = _SECONDS) -> dict:
-  """Measures on one core."""
+  """Measures on one core; prints a row of each figure."""
   os.environ["TOKENIZERS_PARALLELISM"] = "false"
   if hasattr(os, "sched_setaffinity"):
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-  figures: dict = {"machine": platform.platform(), "wanted": WANTED}
+  table = measure.Table()
   with tempfile.TemporaryDirectory(prefix="data-") as name:
     folder = pathlib.Path(name)
     config = write_corpus(folder, characters)
-    wall, cpu = time.perf_counter(), time.process_time()
+    timer = Timer()
     side = data.prepare(config, folder / "tokens")["sides"]["train"]
-    spent = time.perf_counter() - wall, time.process_time() - cpu
-    figures["prepare"] = rates(side["tokens"], *spent)
-    figures["bytes_per_token"] = side["text_bytes"] / side["tokens"]
+    table.add(timer.row("prepare", "", side["tokens"]))
     for length in LENGTHS:
       for eos in ("documents", "none"):
         one = _config(config, folder / "tokens", eos=eos, length=length)
-        found = reading(data.load(one).train, 64, length, seconds)
-        figures[f"prepared_{length}_eos_{eos}"] = found
+        train = data.load(one).train
+        table.add(reading(f"prepared, eos={eos}", train, 64, length, seconds))
     data.prepare(config, folder / "text", text=True)
     corpus = data.load(_config(config, folder / "text", length=1024, streaming=True))
     texts = corpus.train.documents
     texts = [texts[i] for i in range(min(2000, len(texts)))]
-    alone = figures["tokenizer_alone"] = encoding(texts, corpus.tokenizer)
-    streamed = figures["streaming_1024"] = reading(corpus.train, 8, 1024, seconds)
-    figures["streaming_ratio"] = streamed["per_cpu_second"] / alone["per_cpu_second"]
-  return figures
+    alone = encoding(texts, corpus.tokenizer)
+    table.add(alone)
+    streamed = reading("streaming", corpus.train, 8, 1024, seconds)
+    per_cpu = "tokens_per_cpu_second"
+    share = streamed[per_cpu] / alone[per_cpu]
+    table.add(streamed | {"share_of_tokenizer": share}, f"{share:.2f} of the tokenizer")
+  return table.report(
+    wanted=WANTED, bytes_per_token=side["text_bytes"] / side["tokens"]
+  )
 
 
 def _config(config: DataConfig, folder: pathlib.Path, **fields) -> DataConfig:

@@ -6,18 +6,19 @@ decode greedily, and the tokens of the first text must be the same. Runs alterna
 and the peer's; figures are medians.
 """
 
-import platform
-import statistics
-import time
+from collections.abc import Iterator
 
 import jax
 import numpy as np
 import torch
 
+from benchmarks import measure
 from benchmarks.torch_peer import Layers, Peer
 from set_diffusion_jax.api import Model
 from set_diffusion_jax.config import Config, DecodeConfig
 from set_diffusion_jax.data import IdTokenizer, Vocabulary
+from set_diffusion_jax.decode.decoder import Decoder
+from set_diffusion_jax.plan.flops import layer_weights
 
 VOCAB, LENGTH, PROMPT, WINDOW, REPEATS = 4096, 256, 32, 8, 3
 BATCHES = (1, 8, 32)
@@ -140,15 +141,16 @@ class PeerDecoder:
     return text
 
 
-def seconds(run) -> float:
-  """Of one call, to its end."""
-  start = time.perf_counter()
-  run()
-  return time.perf_counter() - start
+def step_flops(ours: Model, options: DecodeConfig) -> float:
+  """Of a step, a row: products with weights, and scores and values over the cache."""
+  decoder, model = Decoder(ours.objective, options, WINDOW), ours.config.model
+  slots, predicted = decoder.fresh + decoder.window, decoder.window or 1
+  layer = layer_weights(model) + 2 * model.width * LENGTH
+  return 2.0 * (slots * model.layers * layer + predicted * model.width * VOCAB)
 
 
-def case(name: str, prompts: np.ndarray) -> list[dict]:
-  """The figures of one way to decode, a row for each batch size."""
+def case(name: str, prompts: np.ndarray, rates: dict[str, float]) -> Iterator[dict]:
+  """The rows of one way to decode, one for each batch size."""
   method, options, each = CASES[name]
   ours = model(method)
   order = None
@@ -158,11 +160,11 @@ def case(name: str, prompts: np.ndarray) -> list[dict]:
   runs = {}
   for batch in BATCHES:
     rest = np.full((batch, LENGTH - PROMPT), VOCAB - 1, np.int32)
-    templates = np.concatenate([prompts[:batch], rest], axis=1)
-    runs[batch] = lambda templates=templates: ours.generation(
-      list(templates), 0, options, order
+    templates = list(np.concatenate([prompts[:batch], rest], axis=1))
+    runs[f"{batch}"] = lambda templates=templates: ours.generation(
+      templates, 0, options, order
     ).finish()
-  results = {batch: run() for batch, run in runs.items()}  # compiles, too
+  first = runs["1"]()[0]
   peer = None
   if each is not None:
     decoder = PeerDecoder(Peer(ours.config.model, VOCAB, ours.params), VOCAB - 1)
@@ -174,53 +176,36 @@ def case(name: str, prompts: np.ndarray) -> list[dict]:
         prompt, LENGTH, each, None if order is None else torch.from_numpy(order)
       ),
     }[method]
-    agree = sum(np.array(results[1][0]["tokens"]) == peer().numpy())
+    agree = sum(np.array(first["tokens"]) == peer().numpy())
     assert agree == LENGTH, f"{name}: {LENGTH - agree} tokens differ from the peer's"
-  times = {batch: [] for batch in [*BATCHES, "peer"]}
-  for _ in range(REPEATS):
-    for batch, run in runs.items():
-      times[batch].append(seconds(run))
-    if peer is not None:
-      times["peer"].append(seconds(peer))
-  new = LENGTH - PROMPT
-  rate = lambda batch, count: count * new / statistics.median(times[batch])
-  rows = []
+    runs["peer"] = peer
+  times = measure.alternating(runs, REPEATS)
+  weights = sum(x.nbytes for x in jax.tree.leaves(ours.params))
+  steps = first["steps"]
   for batch in BATCHES:
-    first = results[batch][0]
-    row = {
-      "name": name,
-      "batch": batch,
-      "steps": first["steps"],
-      "tokens_per_step": first["tokens_per_step"],
-      "ours": rate(batch, batch),
-      "spread": [batch * new / t for t in (max(times[batch]), min(times[batch]))],
-      "unit": "tokens/s",
-    }
-    if peer is not None:
-      row |= {"peer": rate("peer", 1), "ratio": rate(batch, batch) / rate("peer", 1)}
-    rows.append(row)
-  return rows
+    yield measure.row(
+      name,
+      f"batch {batch}, {steps} steps",
+      "tokens/s",
+      batch * (LENGTH - PROMPT),
+      times[f"{batch}"],
+      peer and [batch * t for t in times["peer"]],  # one text after another
+      flops=steps * batch * step_flops(ours, options),
+      transferred=float(steps * weights),
+      rates=rates,
+      batch=batch,
+      steps=steps,
+      tokens_per_step=first["tokens_per_step"],
+    )
 
 
 def main() -> dict:
   """Prints a row for each way to decode and batch size; returns them."""
   rng = np.random.default_rng(0)
   prompts = rng.integers(0, VOCAB - 4, (max(BATCHES), PROMPT)).astype(np.int32)
-  print(f"{'':28}{'batch':>6}{'steps':>7}{'tokens/s':>10}{'peer':>8}{'ratio':>7}")
-  rows = []
+  rates, table = measure.machine_rates(), measure.Table()
   with torch.inference_mode(), jax.default_matmul_precision("highest"):
     for name in CASES:
-      for row in case(name, prompts):
-        peer = f"{row['peer']:8.0f}{row['ratio']:7.1f}" if "peer" in row else ""
-        line = f"{name:28}{row['batch']:6}{row['steps']:7}{row['ours']:10.0f}{peer}"
-        print(line, flush=True)
-        rows.append(row)
-  return {
-    "rows": rows,
-    "peer": "eager PyTorch, one text at a time",
-    "versions": {"jax": jax.__version__, "torch": torch.__version__},
-    "device": jax.devices()[0].device_kind,
-    "processor": platform.processor() or platform.machine(),
-    "threads": torch.get_num_threads(),
-    "dtype": "float32",
-  }
+      for row in case(name, prompts, rates):
+        table.add(row)
+  return table.report(machine_rates=rates, threads=torch.get_num_threads())

@@ -47,10 +47,10 @@ class Peer(nn.Module):
   Args:
     config: sizes.
     vocab_size: V.
-    params: the parameter tree of the same model here.
+    params: the parameter tree of the same model here; None: random ones.
   """
 
-  def __init__(self, config: ModelConfig, vocab_size: int, params: dict):
+  def __init__(self, config: ModelConfig, vocab_size: int, params: dict | None):
     super().__init__()
     self.base, self.head_width = config.rotary_base, config.head_width
     self.vocab_embed = nn.Module()
@@ -60,7 +60,10 @@ class Peer(nn.Module):
     norm = nn.LayerNorm(config.width, config.norm_epsilon, bias=False)
     self.output_layer.norm_final = norm
     self.output_layer.linear = nn.Linear(config.width, vocab_size)
-    self.load_state_dict(tensors(config, vocab_size, params))
+    if params is not None:
+      self.load_state_dict(tensors(config, vocab_size, params))
+    else:
+      nn.init.normal_(self.vocab_embed.embedding, std=0.02)
 
   def forward(
     self, tokens: Tensor, position: Tensor, mask: Tensor, cache: Layers | None = None
@@ -82,6 +85,57 @@ class Peer(nn.Module):
       x, layer = block(x, rotary, mask, cache and cache[i])
       new.append(layer)
     return self.output_layer.linear(self.output_layer.norm_final(x)), new
+
+  def two_streams(self, tokens: Tensor, rank: Tensor, mask_id: int) -> Tensor:
+    """Logits [B, L, V] of each token given those of earlier sets, [MASK] excluded.
+
+    A clean and a noisy stream, each in the order of the text, under one dense mask; the
+    output layer is applied to both, as the published code does.
+
+    Args:
+      tokens: int64 [B, L].
+      rank: int64 [B, L], the set of each token.
+      mask_id: the id of [MASK].
+    """
+    length = tokens.shape[1]
+    earlier = rank[:, None, :] < rank[:, :, None]
+    same = rank[:, None, :] == rank[:, :, None]
+    clean = torch.cat([earlier | same, torch.zeros_like(same)], 2)
+    mask = torch.cat([clean, torch.cat([earlier, same], 2)], 1)[:, None]
+    both = torch.cat([tokens, torch.full_like(tokens, mask_id)], 1)
+    position = torch.arange(length).repeat(2)[None]
+    logits = self(both, position, mask)[0][:, length:]
+    suppressed = torch.zeros(logits.shape[-1])
+    suppressed[mask_id] = -torch.inf
+    return logits + suppressed
+
+  def nats(self, tokens: Tensor, rank: Tensor, mask_id: int) -> Tensor:
+    """-log p of each token given those of earlier sets [B, L]."""
+    logits = self.two_streams(tokens, rank, mask_id)
+    return F.cross_entropy(logits.transpose(1, 2), tokens, reduction="none")
+
+
+class Trainer:
+  """The training step of a peer: AdamW after clipping by the global norm, and EMA."""
+
+  def __init__(self, config: ModelConfig, vocab_size: int, params: dict | None = None):
+    self.peer, self.mask_id = Peer(config, vocab_size, params), vocab_size - 1
+    self.ema = [p.detach().clone() for p in self.peer.parameters()]
+    self.optimizer = torch.optim.AdamW(
+      self.peer.parameters(), 3e-4, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0
+    )
+
+  def step(self, tokens: np.ndarray, rank: np.ndarray) -> float:
+    """The loss in nats a token, after one step on int32 [B, L] each."""
+    tokens, rank = (torch.from_numpy(x.astype(np.int64)) for x in (tokens, rank))
+    self.optimizer.zero_grad(set_to_none=True)
+    loss = self.peer.nats(tokens, rank, self.mask_id).mean()
+    loss.backward()
+    nn.utils.clip_grad_norm_(self.peer.parameters(), 1.0)
+    self.optimizer.step()
+    with torch.no_grad():
+      torch._foreach_lerp_(self.ema, list(self.peer.parameters()), 1e-4)
+    return loss.item()
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -350,9 +350,9 @@ def test_memory_stays_below_a_few_tensors(tmp_path):
   total = benchmark.write_published(tmp_path / "first", model, ids)
   assert total > 1.1e9
   largest = 8 * 1536 * 6144 * 4
-  there = benchmark.child(tmp_path / "first", tmp_path / "orbax", "verify")
-  back = benchmark.child(tmp_path / "orbax", tmp_path / "back", "verify")
+  there = benchmark.child(tmp_path / "first", tmp_path / "orbax", True)
+  back = benchmark.child(tmp_path / "orbax", tmp_path / "back", True)
   benchmark.trained(tmp_path / "run", tmp_path / "orbax")
-  run = benchmark.child(tmp_path / "run", tmp_path / "out", "verify")
+  run = benchmark.child(tmp_path / "run", tmp_path / "out", True)
   for figures in (there, back, run):
     assert figures["peak_bytes"] < largest + 300e6
