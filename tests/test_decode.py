@@ -13,9 +13,9 @@ import pytest
 from set_diffusion_jax.config import DecodeConfig
 from set_diffusion_jax.corrupt import Batch
 from set_diffusion_jax.decode import Decoder, Task, decode, step
-from set_diffusion_jax.decode.loop import _catch_up, next_set
+from set_diffusion_jax.decode.loop import read_ahead
 from set_diffusion_jax.decode.rules import between, candidates
-from set_diffusion_jax.decode.slots import first_slots
+from set_diffusion_jax.decode.slots import first_slots, line, places
 from set_diffusion_jax.index import TokenIndex
 from set_diffusion_jax.rng import DECODE, row_keys, split_rows, stream_key
 from tests import tiny
@@ -121,7 +121,6 @@ _step = jax.jit(
 )
 _run = jax.jit(decode, static_argnums=0)
 _unfinished = jax.jit(Decoder.unfinished, static_argnums=0)
-_next_set = jax.jit(next_set)
 
 
 def steps(decoder, params, state):
@@ -136,8 +135,8 @@ def steps(decoder, params, state):
 def looked_at(decoder, params, state):
   """The logits that a step computes, and the text positions that they are for."""
   params = decoder.ready(params)
-  if decoder.backlog:
-    state = _catch_up(decoder, params, state)
+  if decoder.reads_ahead:
+    state = read_ahead(decoder, params, state)
   fresh = first_slots(state.fresh, state.rank, decoder.fresh)
   if decoder.objective.one_stream:
     place, fed = fresh + 1, fresh[:, :0]
@@ -194,9 +193,6 @@ def expected_logits(decoder, params, state, row, position):
 def check_step(decoder, params, before):
   """All logits of a step, each against a pass over what had been committed."""
   going = np.array(_unfinished(decoder, before))
-  if not decoder.singletons:
-    before, waits = _next_set(before)
-    going &= ~np.asarray(waits)
   place, logits = map(np.asarray, looked_at(decoder, params, before))
   open_ = np.asarray(before.wanted) & ~np.asarray(before.committed)
   for b, column in np.ndindex(place.shape):
@@ -394,6 +390,47 @@ def test_the_budget_is_spread_evenly():
       if count & (count - 1) == 0:  # where binary fractions are exact
         assert found == expected
       assert max(found) <= math.ceil(each)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_slots_are_as_if_sorted(seed):
+  rng = np.random.default_rng(seed)
+  mask = rng.random((4, 9)) < [[0.0], [0.3], [0.7], [1.0]]
+  turn = np.array([rng.permutation(9) for _ in range(4)], np.int32)
+  score = rng.integers(0, 3, (4, 9)).astype(np.float32)
+  for by in (None, turn):
+    key = np.broadcast_to(np.arange(9), mask.shape) if by is None else by
+    expected = [
+      [i for i in np.argsort(k) if m[i]] for k, m in zip(key, mask, strict=True)
+    ]
+    where = line(jnp.asarray(mask), None if by is None else jnp.asarray(by))
+    slots = first_slots(jnp.asarray(mask), None if by is None else jnp.asarray(by), 4)
+    for row, positions in enumerate(expected):
+      assert np.asarray(where)[row][positions].tolist() == [*range(len(positions))]
+      padded = [*positions, 9, 9, 9, 9][:4]
+      assert slots[row].tolist() == padded
+  order = np.argsort(-score, axis=-1, kind="stable")
+  found = np.asarray(places(jnp.asarray(score)))
+  np.testing.assert_array_equal(np.take_along_axis(found, order, -1), [[*range(9)]] * 4)
+
+
+def test_blocks_beyond_the_training_length():
+  """Each complete block is read once; of those that were read the latest are held."""
+  decoder, params, task = setup("block")
+  obj = tiny.objective(
+    method__name="block", method__block_size=2, data__length=6, vocab_size=VOCAB
+  )
+  rank = jnp.broadcast_to(jnp.arange(LENGTH, dtype=jnp.int32) // 2, task.tokens.shape)
+  task = task.replace(order=task.order._replace(rank=rank))
+  decoder = dataclasses.replace(decoder, objective=obj, widest=2)
+  every = list(steps(decoder, params, begin(decoder, params, task)))
+  np.testing.assert_array_equal(every[-1].steps, task.wanted.sum(-1))
+  for state in every:
+    held, read = np.asarray(state.cached), 2 * np.asarray(state.next_rank)
+    assert (held.sum(-1) <= 6).all()
+    for row, end in zip(held, read, strict=True):
+      assert np.flatnonzero(row).tolist() == [*range(end - row.sum(), end)]
+  assert (np.asarray(every[-1].tokens) != obj.mask_id).all()
 
 
 def test_text_beyond_the_training_length():

@@ -1,7 +1,8 @@
 """The parts of a decoding step: its sizes, the first state, and the forward pass.
 
 Each step feeds the tokens that became final in the step before (fresh, clean stream)
-and candidates (noisy stream) against the cache; the fresh ones enter the cache:
+and candidates (noisy stream) against the cache; the fresh ones enter the cache. Sets of
+several positions are fed on their own once they are complete.
 
     cache of final tokens | fresh F | candidates W
     fresh token           sees the cache and fresh tokens up to its own set
@@ -96,15 +97,23 @@ class Decoder:
   def fresh(self) -> int:
     """F, the final tokens that a step reads: the most that a step commits."""
     options = self.decode
-    if self.single_set:
-      return 0
     if not self.singletons:
-      return self.widest
+      return 0  # a set is read once, not in each of its steps: see `reads`
     if self.objective.one_stream or options.drafts is not None:
       return 1
     if options.threshold is not None or options.commit == "posterior":
       return self.window
     return min(math.ceil(options.tokens_per_step), self.window)
+
+  @property
+  def reads_ahead(self) -> bool:
+    """Whether there can be more final tokens than a step reads."""
+    return self.backlog or not (self.singletons or self.single_set)
+
+  @property
+  def reads(self) -> int:
+    """Final tokens that are read at once, without candidates, where there are more."""
+    return self.fresh if self.singletons else self.widest
 
   @property
   def reads_as_drawn(self) -> bool:
@@ -141,7 +150,7 @@ class Decoder:
       rank = set_
       open_ = jnp.where(wanted, rank, length).min(-1, keepdims=True)
       final = given & (rank < open_)
-      next_rank = jnp.zeros(rows, jnp.int32)
+      next_rank = open_[:, 0]
     cached = 0 if self.single_set else length
     heads, size = config.key_heads, config.head_width
     # Behind a barrier: the compiler would else work out what zeros attend to.
@@ -180,7 +189,8 @@ class Decoder:
     if prefill == 0:
       return state
     params = self.ready(params)
-    fed = first_slots(final, state.rank * length + place, -(-prefill // piece) * piece)
+    by = jnp.argsort(jnp.argsort(state.rank, axis=-1), axis=-1)
+    fed = first_slots(final, by, -(-prefill // piece) * piece)
     pieces = jnp.moveaxis(fed.reshape(rows, -1, piece), 1, 0)
     unused = fed[:, :0]
     feed = lambda state, fed: (self.feed(params, state, fed, unused)[1], None)

@@ -2,13 +2,12 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool
+from jaxtyping import Array
 
 from set_diffusion_jax.decode import rules
 from set_diffusion_jax.decode.choose import choose
 from set_diffusion_jax.decode.decoder import Decoder
 from set_diffusion_jax.decode.slots import (
-  NEVER,
   at_slots,
   first_slots,
   marked,
@@ -29,12 +28,9 @@ def step(decoder: Decoder, params, state: DecodeState) -> DecodeState:
   if decoder.decode.drafts is not None:
     return speculative_step(decoder, params, state)
   going = decoder.unfinished(state)
-  if not decoder.singletons:
-    state, waits = next_set(state)
-    going &= ~waits
   before = state
-  if decoder.backlog:
-    state = _catch_up(decoder, params, state)
+  if decoder.reads_ahead:
+    state = read_ahead(decoder, params, state)
   length = state.tokens.shape[-1]
   fresh = first_slots(state.fresh, state.rank, decoder.fresh)
   if decoder.objective.one_stream:
@@ -59,31 +55,29 @@ def step(decoder: Decoder, params, state: DecodeState) -> DecodeState:
   )
 
 
-def next_set(state: DecodeState) -> tuple[DecodeState, Bool[Array, " B"]]:
-  """Sets of several positions: what is fresh, and which rows must wait for more.
+def read_ahead(decoder: Decoder, params, state: DecodeState) -> DecodeState:
+  """Reads final tokens, until no row has more of them than a step reads.
 
-  Fresh is the first complete set that the cache has not read. Where given tokens make
-  several sets complete at once, they are read one a step.
+  Those of singletons in pieces; complete sets, which no step reads, one by one.
   """
-  missing = state.wanted & ~state.committed
-  first = jnp.where(missing, state.rank, NEVER).min(-1, keepdims=True)
-  ready = state.committed & ~state.cached & (state.rank < first)
-  lowest = jnp.where(ready, state.rank, NEVER).min(-1, keepdims=True)
-  fresh = ready & (state.rank == lowest)
-  return state.replace(fresh=fresh), (ready & ~fresh).any(-1)
+  going = decoder.unfinished(state)[:, None]
 
-
-def _catch_up(decoder: Decoder, params, state: DecodeState) -> DecodeState:
-  """Reads what is fresh until no row has more of it than a step reads."""
+  def due(state):
+    final = state.fresh if decoder.singletons else rules.unread_set(state)
+    final &= going
+    return final & (final.sum(-1, keepdims=True) > decoder.fresh)
 
   def feed(state):
-    fed = first_slots(state.fresh, state.rank, decoder.fresh)
-    behind = state.fresh.sum(-1, keepdims=True) > decoder.fresh
-    fed = jnp.where(behind, fed, state.tokens.shape[-1])
-    return decoder.feed(params, state, fed, fed[:, :0])[1]
+    final = due(state)
+    by = state.rank if decoder.singletons else None
+    place = first_slots(final, by, decoder.reads)
+    state = decoder.feed(params, state, place, place[:, :0])[1]
+    if decoder.singletons:
+      return state
+    read = jnp.where(final, state.rank + 1, 0).max(-1)
+    return state.replace(next_rank=jnp.maximum(state.next_rank, read))
 
-  behind = lambda state: (state.fresh.sum(-1) > decoder.fresh).any()
-  return jax.lax.while_loop(behind, feed, state)
+  return jax.lax.while_loop(lambda state: due(state).any(), feed, state)
 
 
 def decode(

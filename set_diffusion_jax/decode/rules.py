@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from set_diffusion_jax.decode.decoder import Decoder
-from set_diffusion_jax.decode.slots import NEVER, at_slots, first_slots, line
+from set_diffusion_jax.decode.slots import NEVER, at_slots, first_slots, line, places
 from set_diffusion_jax.decode.state import DecodeState
 
 
@@ -22,12 +22,12 @@ def candidates(decoder: Decoder, state: DecodeState) -> Int[Array, "B W"]:
     return place
   if not decoder.singletons:
     there = state.wanted | state.committed
-    return first_slots(there & current_set(state), place, decoder.window)
+    return first_slots(there & current_set(state), None, decoder.window)
   missing = state.wanted & ~state.committed
   if decoder.takes_turns:
     return first_slots(missing, state.turn, decoder.window)
   first = jnp.where(missing, place, length).min(-1, keepdims=True)
-  return first_slots(missing & (place < first + decoder.window), place, decoder.window)
+  return first_slots(missing & (place < first + decoder.window), None, decoder.window)
 
 
 def current_set(state: DecodeState) -> Bool[Array, "B S"]:
@@ -35,6 +35,16 @@ def current_set(state: DecodeState) -> Bool[Array, "B S"]:
   missing = state.wanted & ~state.committed
   first = jnp.where(missing, state.rank, NEVER).min(-1, keepdims=True)
   return state.rank == first
+
+
+def unread_set(state: DecodeState) -> Bool[Array, "B S"]:
+  """The positions of the first set that is complete and has not been read."""
+  missing = state.wanted & ~state.committed
+  first = jnp.where(missing, state.rank, NEVER).min(-1, keepdims=True)
+  unread = state.committed & (state.rank >= state.next_rank[:, None])
+  unread &= state.rank < first
+  lowest = jnp.where(unread, state.rank, NEVER).min(-1, keepdims=True)
+  return unread & (state.rank == lowest)
 
 
 def commit(
@@ -71,8 +81,7 @@ def commit(
   score = {"order": -at_slots(state.turn, place), "margin": margin}
   score = score.get(options.commit, confidence)
   score = jnp.where(open_, score.astype(jnp.float32), -jnp.inf)
-  place_in_line = jnp.argsort(jnp.argsort(-score, axis=-1, stable=True), axis=-1)
-  chosen = place_in_line < count[:, None]
+  chosen = places(score) < count[:, None]
   if options.threshold is not None:
     chosen |= confidence >= options.threshold
   return chosen & open_

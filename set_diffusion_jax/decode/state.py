@@ -37,8 +37,9 @@ class DecodeState(flax.struct.PyTreeNode):
     committed: [B, S], which positions hold a token.
     wanted: [B, S], which positions are to hold one in the end.
     rank: [B, S], the set of each position; of singletons, in the order of commitment.
-    next_rank: [B], of singletons, the rank that comes next.
-    fresh: [B, S], final tokens that the next step reads.
+    next_rank: [B], the next rank to be given to a singleton; of other sets, the
+      first that has not been read.
+    fresh: [B, S], of singletons, final tokens that have not been read.
     confidence: float32 [B, S], the probability of each token that was generated.
     waiting: [B, S], committed tokens that may not be read yet: given ones until
       something after them is committed, others until all before them in the drawn

@@ -110,8 +110,10 @@ def cached_attention(
   index, cache, clean = shared.index, shared.cache, shared.index.clean
   together = q.shape[1] // k.shape[1]
   queries = (q * q.shape[-1] ** -0.5).reshape(*k.shape[:2], -1, q.shape[-1])
-  keys = _enter_keys(cached[0], k[:, :, :clean], cache.place)
-  values = _enter_values(cached[1], v[:, :, :clean], cache.place)
+  keys, values = cached
+  if clean:
+    keys = _enter_keys(keys, k[:, :, :clean], cache.place)
+    values = _enter_values(values, v[:, :, :clean], cache.place)
 
   def scores(keys, key_index):
     seen = jnp.tile(attends(index, key_index), (1, together, 1))[:, None]
