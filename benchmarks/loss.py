@@ -14,7 +14,7 @@ import torch.nn.functional as F
 
 from benchmarks import measure
 from benchmarks.shapes import LM1B, LONG, Shape
-from set_diffusion_jax.loss import slot_nats
+from set_diffusion_jax.loss import PIECE_ELEMENTS, slot_nats
 
 REPEATS = 5
 
@@ -29,7 +29,8 @@ def case(name: str, shape: Shape, rates: dict[str, float]) -> dict:
 
   def loss(h, kernel, target):
     unembed = lambda h: jnp.einsum("bpd,dv->bpv", h, kernel, precision="highest")
-    return slot_nats(unembed, h, target, shape.vocab_size, mask).mean()
+    elements = PIECE_ELEMENTS[jax.default_backend()]
+    return slot_nats(unembed, h, target, shape.vocab_size, mask, elements).mean()
 
   ours = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))
   arguments = jax.device_put((h, kernel, target))

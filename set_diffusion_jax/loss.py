@@ -1,5 +1,6 @@
 """Negative log-likelihoods in nats, and the denominators that average them."""
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -7,9 +8,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-# Logits of one piece on one device, in elements: 256 MiB of float32. On TPU 1 GiB:
-# where the output layer's weights are sharded, each piece gathers them anew.
-PIECE_ELEMENTS, TPU_PIECE_ELEMENTS = 2**26, 2**28
+# Logits of one piece on one device, in elements. On CPU they should stay in its caches;
+# on TPU, where the output layer's weights are sharded, each piece gathers them anew.
+PIECE_ELEMENTS = {"cpu": 2**23, "gpu": 2**26, "tpu": 2**28}
 
 
 class LossTerms(NamedTuple):
@@ -32,11 +33,49 @@ def negative_log_likelihood(
     target: ids below V.
     suppress: an id that gets probability zero ([MASK]), or None.
   """
-  logits = logits.astype(jnp.float32)
-  if suppress is not None:
-    logits = logits.at[..., suppress].set(-jnp.inf)
+  return _nats(logits, target, suppress)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _nats(logits, target, suppress):
+  return _nats_and_total(logits, target, suppress)[0]
+
+
+def _nats_and_total(logits, target, suppress):
+  logits = _without(logits, suppress)
+  total = jax.nn.logsumexp(logits, axis=-1)
   chosen = jnp.take_along_axis(logits, target[..., None], axis=-1)[..., 0]
-  return jax.nn.logsumexp(logits, axis=-1) - chosen
+  return total - chosen, total
+
+
+def _without(logits, suppress):
+  """Logits in float32, -inf at the id that gets probability zero."""
+  logits = logits.astype(jnp.float32)
+  if suppress is None:
+    return logits
+  return jnp.where(_ids(logits) == suppress, -jnp.inf, logits)
+
+
+def _ids(logits):
+  return jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1)
+
+
+def _nats_forward(logits, target, suppress):
+  nats, total = _nats_and_total(logits, target, suppress)
+  return nats, (logits, target, total)
+
+
+def _nats_backward(suppress, saved, d_nats):
+  """Softmax minus the one-hot target, in one pass over the logits."""
+  logits, target, total = saved
+  share = jnp.exp(_without(logits, suppress) - total[..., None])
+  ids = _ids(logits)
+  hit = (ids == target[..., None]) & (ids != (-1 if suppress is None else suppress))
+  d_logits = d_nats[..., None] * (share - hit)
+  return d_logits.astype(logits.dtype), None
+
+
+_nats.defvjp(_nats_forward, _nats_backward)
 
 
 def slot_nats(
@@ -45,7 +84,7 @@ def slot_nats(
   target: Int[Array, "B R"],
   vocab_size: int,
   suppress: int | None,
-  elements: int = PIECE_ELEMENTS,
+  elements: int,
 ) -> Float[Array, "B R"]:
   """Nats of each target, in pieces of slots so that [B, R, V] never exists at once.
 
@@ -55,7 +94,7 @@ def slot_nats(
     target: what they are to predict.
     vocab_size: V.
     suppress: see `negative_log_likelihood`.
-    elements: logits of a piece, on all devices together.
+    elements: logits of a piece, on all devices together; see PIECE_ELEMENTS.
   """
 
   def piece(h, target):

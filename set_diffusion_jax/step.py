@@ -105,12 +105,15 @@ def train_step(
   deal = lambda x: jnp.moveaxis(x.reshape(-1, count, *x.shape[1:]), 1, 0)
   micros = jax.tree.map(deal, (batch, keys))
   one = functools.partial(micro_gradients, objective, current.params, current.clip)
-  shapes = jax.eval_shape(one, *jax.tree.map(lambda x: x[0], micros))
-  sums, _ = jax.lax.scan(
-    lambda sums, micro: (jax.tree.map(jnp.add, sums, one(*micro)), None),
-    jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes),
-    micros,
-  )
+  first = jax.tree.map(lambda x: x[0], micros)
+  if count == 1:
+    sums = one(*first)
+  else:
+    sums, _ = jax.lax.scan(
+      lambda sums, micro: (jax.tree.map(jnp.add, sums, one(*micro)), None),
+      jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(one, *first)),
+      micros,
+    )
   denominator = jnp.maximum(sums.loss.denominator, 1)
   gradients = jax.tree.map(lambda g: g / denominator, sums.gradient)
 

@@ -8,7 +8,6 @@ import pytest
 from set_diffusion_jax.index import attends, clean_stream, two_streams
 from set_diffusion_jax.model import attention as module
 from set_diffusion_jax.model.attention import Cache, Shared, attention, cached_attention
-from set_diffusion_jax.model.layers import gelu
 from set_diffusion_jax.order import Order
 
 LENGTH, HEADS, SIZE = 24, 2, 8
@@ -127,11 +126,3 @@ def test_memory_is_linear_in_length():
 
   small, large = temporaries(2048), temporaries(8192)
   assert large < 4.2 * small, (small, large)
-
-
-def test_gelu_keeps_its_value_and_gradient():
-  x = jnp.linspace(-6, 6, 101)
-  plain = lambda x: jax.nn.gelu(x, approximate=True)
-  np.testing.assert_allclose(gelu(x), plain(x), atol=1e-7)
-  slope = jax.vmap(jax.grad(gelu))(x)
-  np.testing.assert_allclose(slope, jax.vmap(jax.grad(plain))(x), atol=1e-6)

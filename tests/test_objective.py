@@ -13,7 +13,7 @@ from set_diffusion_jax.loss import (
   slot_nats,
   weighted,
 )
-from set_diffusion_jax.model.layers import dropout
+from set_diffusion_jax.model.layers import Linear, dropout
 from set_diffusion_jax.order import left_to_right, singletons
 from set_diffusion_jax.rng import row_keys, split_rows, stream_key
 from tests import tiny
@@ -186,6 +186,64 @@ def test_dropout_is_drawn_by_row():
   assert jnp.abs(plain - together).max() > 0.01
   other = tiny.nats(obj, params, streams, split_rows(second)[0])
   assert jnp.abs(other - together).max() > 0.01
+
+
+def test_what_has_no_weight_has_no_gradient():
+  """Also where it cannot be predicted at all, so that its nats are infinite."""
+  target, weight = jnp.array([[VOCAB - 1, 3]]), jnp.array([[0.0, 1.0]])
+
+  def loss(logits):
+    nats = negative_log_likelihood(logits, target, VOCAB - 1)
+    return weighted(nats, weight).sum()
+
+  logits = jax.random.normal(jax.random.key(0), (1, 2, VOCAB))
+  gradient = jax.grad(loss)(logits)
+  assert (gradient[:, 0] == 0).all()
+  assert (gradient[0, 1, :-1] != 0).all()
+  assert gradient[0, 1, -1] == 0
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_linear_map_and_its_gradients(bias):
+  """Against automatic differentiation of the plain sum over input axes."""
+  layer = Linear((3, 2), (4, 5), bias)
+  x, up = (
+    jax.random.normal(jax.random.key(i), (2, 7, *shape))
+    for i, shape in enumerate([(3, 2), (4, 5)])
+  )
+  variables = layer.init(jax.random.key(2), x)
+  variables = jax.tree.map(lambda leaf: leaf + 0.5, variables)
+
+  def plain(variables, x):
+    params = variables["params"]
+    y = jnp.tensordot(x, params["kernel"], 2, precision="highest")
+    return y + params["bias"][None, None] if bias else y
+
+  ours, pullback = jax.vjp(layer.apply, variables, x)
+  expected, plain_pullback = jax.vjp(plain, variables, x)
+  np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-5)
+  close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+  jax.tree.map(close, pullback(up), plain_pullback(up))
+
+
+def test_the_backward_pass_keeps_what_takes_a_product():
+  """Of each layer, beside its weights: h before and between its halves, q, k and v,
+  what attention makes of them, and the MLP before its nonlinearity."""
+
+  def floats(layers):
+    obj = tiny.objective(model__layers=layers)
+    batch, params = tiny.batch(), tiny.params(obj)
+    keys = row_keys(stream_key(0, 0), 0, batch.row)
+    nats = lambda params: obj.training_nats(params, batch, keys, tiny.CLIP)[0]
+    kept = jax.eval_shape(lambda p: jax.vjp(nats, p)[1], params)
+    kept = [x for x in jax.tree.leaves(kept) if x.dtype == jnp.float32]
+    weights = [x[0].size for x in jax.tree.leaves(params["blocks"])]
+    return sum(x.size for x in kept) - layers * sum(weights), obj.config
+
+  (three, config), (two, _) = floats(3), floats(2)
+  c, slots = config.model, 3 * 2 * config.data.length
+  expected = 2 * c.width + 3 * c.width + c.width + c.heads + c.ffn
+  assert three - two == slots * expected
 
 
 def test_dropout_keeps_the_mean():

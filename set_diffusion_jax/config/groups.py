@@ -49,7 +49,7 @@ class ModelConfig:
   norm_epsilon: float = 1e-5
   rotary_base: float = 10_000.0
   dtype: str = "float32"  # of the computation; parameters are always float32
-  remat: str = "none"  # "layer" recomputes each layer in the backward pass
+  remat: str = "none"  # "layer": matrix products of layers are computed again, too
 
   @property
   def key_heads(self) -> int:

@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from set_diffusion_jax.index import KeyIntervals, TokenIndex, attends, key_intervals
 from set_diffusion_jax.model import splash
-from set_diffusion_jax.model.layers import Turns, precision
+from set_diffusion_jax.model.layers import Turns, precision, saved
 
 # Queries that are scored at once, and the most bands of keys that they are scored by.
 PIECE, BANDS = 128, 8
@@ -332,7 +332,7 @@ def _interval_attention(q, k, v, index: TokenIndex, intervals: KeyIntervals):
 
 
 def _save(q, k, v, index, intervals):
-  out, log_total = _forward(q, k, v, index, intervals)
+  out, log_total = map(saved, _forward(q, k, v, index, intervals))
   return out, (q, k, v, index, intervals, out, log_total)
 
 
@@ -342,7 +342,11 @@ def _backward(saved, d_out):
   d_out = d_out.astype(dtype)
   inner = (d_out.astype(jnp.float32) * out).sum(-1, keepdims=True)
   d_q = []
-  d_k, d_v = jnp.zeros(k.shape, jnp.float32), jnp.zeros(v.shape, jnp.float32)
+  # Those of keys and values are summed transposed, [B, H, Dh, K]: on CPU products that
+  # are laid out like this are two to three times faster.
+  turned = lambda x: jnp.swapaxes(x, 2, 3)
+  zeros = lambda x: jnp.zeros(turned(x).shape, jnp.float32)
+  d_k, d_v = zeros(k), zeros(v)
   for band in _bands(index, intervals):
     here = (slice(None), slice(None), band.queries)
 
@@ -356,8 +360,8 @@ def _backward(saved, d_out):
         d_weight = _product("bhqd,bhkd->bhqk", d_out, v[:, :, run])
         d_score = (weight * (d_weight - inner)).astype(dtype)
         d_q += _product("bhqk,bhkd->bhqd", d_score, k[:, :, run])
-        sum_k += _product("bhqk,bhqd->bhkd", d_score, q)
-        sum_v += _product("bhqk,bhqd->bhkd", weight.astype(dtype), d_out)
+        sum_k += _product("bhdq,bhqk->bhdk", turned(q), d_score)
+        sum_v += _product("bhdq,bhqk->bhdk", turned(d_out), weight.astype(dtype))
         after.append((sum_k, sum_v))
       if own is None:
         return after, (d_q, None)
@@ -366,9 +370,7 @@ def _backward(saved, d_out):
       d_score = weight * (d_weight - inner)
       return after, (d_q + d_score * own[0], (d_score * q, weight * d_out))
 
-    sums = [
-      (jnp.zeros_like(d_k[:, :, r]), jnp.zeros_like(d_v[:, :, r])) for r in band.keys
-    ]
+    sums = [(zeros(k[:, :, run]), zeros(v[:, :, run])) for run in band.keys]
     args = _band_arguments(band, q, k, v), d_out[here], inner[here], log_total[here]
     if q[here].shape[2] > PIECE:
       sums, results = jax.lax.scan(piece, sums, _split_all(args))
@@ -377,10 +379,12 @@ def _backward(saved, d_out):
       sums, (d_q_band, own) = piece(sums, args)
     d_q.append(d_q_band)
     for run, (sum_k, sum_v) in zip(band.keys, sums, strict=True):
-      d_k, d_v = d_k.at[:, :, run].add(sum_k), d_v.at[:, :, run].add(sum_v)
+      d_k, d_v = d_k.at[..., run].add(sum_k), d_v.at[..., run].add(sum_v)
     if own:
-      d_k, d_v = d_k.at[here].add(own[0]), d_v.at[here].add(own[1])
-  d_q = jnp.concatenate(d_q, axis=2)
+      queries = (..., band.queries)
+      d_k = d_k.at[queries].add(turned(own[0]))
+      d_v = d_v.at[queries].add(turned(own[1]))
+  d_q, d_k, d_v = jnp.concatenate(d_q, axis=2), turned(d_k), turned(d_v)
   return d_q.astype(dtype), d_k.astype(dtype), d_v.astype(dtype), None, None
 
 

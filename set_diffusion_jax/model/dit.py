@@ -12,8 +12,8 @@ from set_diffusion_jax.model.layers import (
   Linear,
   by_row,
   dropout,
-  gelu,
   rotate,
+  saved,
   trailing,
 )
 from set_diffusion_jax.rng import split_rows
@@ -83,7 +83,7 @@ class DiTBlock(nn.Module):
     h = by_row(h, self.rows)
     x = modulate(LayerNorm(c.norm_epsilon, name="norm_attention")(h), shift_1, scale_1)
     shape = (3, c.heads, size)
-    qkv = Linear((c.width,), shape, bias=False, name="qkv")(x)
+    qkv = saved(Linear((c.width,), shape, bias=False, name="qkv")(x))
     q, k, v = jnp.moveaxis(qkv, (2, 3), (0, 2))  # [3, B, H, T, Dh]
     q, k = rotate(q, shared.turns), rotate(k, shared.turns)
     if cached is None:
@@ -92,10 +92,10 @@ class DiTBlock(nn.Module):
       x, cached = cached_attention(q, k, v, shared, cached)
     x = jnp.moveaxis(x, 1, 2)  # [B, T, H, Dh]
     x = Linear((c.heads, size), (c.width,), bias=False, scale=residual, name="out")(x)
-    h += _gated(dropout(x, key_1, c.dropout), gate_1)
+    h = saved(h + _gated(dropout(x, key_1, c.dropout), gate_1))
 
     x = modulate(LayerNorm(c.norm_epsilon, name="norm_mlp")(h), shift_2, scale_2)
-    x = gelu(Linear((c.width,), (c.ffn,), name="up")(x))
+    x = nn.gelu(saved(Linear((c.width,), (c.ffn,), name="up")(x)), approximate=True)
     x = Linear((c.ffn,), (c.width,), scale=residual, name="down")(x)
     h += _gated(dropout(x, key_2, c.dropout), gate_2)
     return h, cached

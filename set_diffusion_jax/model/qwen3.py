@@ -7,7 +7,14 @@ from jaxtyping import Array, Float, Key
 
 from set_diffusion_jax.config import ModelConfig
 from set_diffusion_jax.model.attention import Shared, attention, cached_attention
-from set_diffusion_jax.model.layers import Linear, RMSNorm, by_row, dropout, rotate
+from set_diffusion_jax.model.layers import (
+  Linear,
+  RMSNorm,
+  by_row,
+  dropout,
+  rotate,
+  saved,
+)
 from set_diffusion_jax.rng import split_rows
 
 
@@ -32,7 +39,8 @@ class Qwen3Block(nn.Module):
 
     def heads(x, count: int, name: str):
       """[B, count, T, Dh]."""
-      return jnp.moveaxis(Linear(width, (count, size), bias=False, name=name)(x), 1, 2)
+      x = saved(Linear(width, (count, size), bias=False, name=name)(x))
+      return jnp.moveaxis(x, 1, 2)
 
     def normed(x, name: str):
       return rotate(RMSNorm(c.norm_epsilon, name=name)(x), shared.turns)
@@ -48,11 +56,11 @@ class Qwen3Block(nn.Module):
       x, cached = cached_attention(q, k, v, shared, cached)
     x = jnp.moveaxis(x, 1, 2)  # [B, T, H, Dh]
     x = Linear((c.heads, size), width, bias=False, scale=residual, name="out")(x)
-    h += dropout(x, key_1, c.dropout)
+    h = saved(h + dropout(x, key_1, c.dropout))
 
     x = RMSNorm(c.norm_epsilon, name="norm_mlp")(h)
-    gate = nn.silu(Linear(width, (c.ffn,), bias=False, name="gate")(x))
-    x = gate * Linear(width, (c.ffn,), bias=False, name="up")(x)
+    gate = nn.silu(saved(Linear(width, (c.ffn,), bias=False, name="gate")(x)))
+    x = gate * saved(Linear(width, (c.ffn,), bias=False, name="up")(x))
     x = Linear((c.ffn,), width, bias=False, scale=residual, name="down")(x)
     h += dropout(x, key_2, c.dropout)
     return h, cached

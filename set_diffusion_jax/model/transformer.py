@@ -14,6 +14,7 @@ from set_diffusion_jax.index import TokenIndex
 from set_diffusion_jax.model.attention import Cache, Layers, Shared
 from set_diffusion_jax.model.dit import Condition, DiTBlock, Modulation, modulate
 from set_diffusion_jax.model.layers import (
+  SAVED,
   LayerNorm,
   Linear,
   RMSNorm,
@@ -43,8 +44,9 @@ class Transformer(nn.Module):
     init = nn.initializers.normal(0.02)
     self.embedding = self.param("embedding", init, (self.vocab_size, c.width))
     block = _BLOCKS[c.backbone]
-    if c.remat == "layer":
-      block = nn.remat(block, prevent_cse=False)
+    keep = jax.checkpoint_policies.save_only_these_names(SAVED)
+    policy = None if c.remat == "layer" else keep
+    block = nn.remat(block, prevent_cse=False, policy=policy)
     self.blocks = nn.scan(
       block,
       variable_axes={"params": 0},

@@ -47,7 +47,7 @@ def temporaries(program: Program, vocabulary: Vocabulary) -> int:
   )
   activations = max(0, size(found) - size(state.params)) // shape["tensor"]
   vocab_size = vocabulary.size * rows * config.data.length
-  logits = 2 * 4 * min(PIECE_ELEMENTS, vocab_size) // shape["tensor"]
+  logits = 2 * 4 * min(PIECE_ELEMENTS["gpu"], vocab_size) // shape["tensor"]
   gradients = 2 * held(program).parameters  # of a micro-batch, and their sum
   return gradients + activations + logits
 
