@@ -104,15 +104,14 @@ class Peer(nn.Module):
     mask = torch.cat([clean, torch.cat([earlier, same], 2)], 1)[:, None]
     both = torch.cat([tokens, torch.full_like(tokens, mask_id)], 1)
     position = torch.arange(length).repeat(2)[None]
-    logits = self(both, position, mask)[0][:, length:]
-    suppressed = torch.zeros(logits.shape[-1])
-    suppressed[mask_id] = -torch.inf
-    return logits + suppressed
+    logits = self(both, position, mask)[0]
+    logits[..., mask_id] = -1e12
+    return logits[:, length:]
 
   def nats(self, tokens: Tensor, rank: Tensor, mask_id: int) -> Tensor:
     """-log p of each token given those of earlier sets [B, L]."""
-    logits = self.two_streams(tokens, rank, mask_id)
-    return F.cross_entropy(logits.transpose(1, 2), tokens, reduction="none")
+    log_p = self.two_streams(tokens, rank, mask_id).log_softmax(-1)
+    return -log_p.gather(2, tokens[..., None])[..., 0]
 
 
 class Trainer:

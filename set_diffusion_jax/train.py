@@ -141,75 +141,115 @@ def train(
   processes.check_same(_facts(config, directory))
   run = processes.together(lambda: Run.build(config))
   processes.check_same({f"data.{k}": v for k, v in run.corpus.fingerprint.items()})
+  evaluator = Evaluator(run.objective, run.corpus.validation, run.mesh)
   if not processes.from_first(lambda: workdir.has_checkpoint(directory)):
     current, weights_from, news = run.start()  # before anything is written
   processes.from_first(lambda: workdir.claim(directory, config, run.corpus.fingerprint))
-  cadence, first, owed = config.train, 0, False
-  evaluator = Evaluator(run.objective, run.corpus.validation, run.mesh)
+  first, owed, total = 0, False, config.train.steps
   batches = run.batches()
   checkpoints = Checkpoints(
-    directory / workdir.CHECKPOINTS, cadence.keep_latest, cadence.keep_best
+    directory / workdir.CHECKPOINTS, config.train.keep_latest, config.train.keep_best
   )
   found = checkpoints.restore_newest(run.abstract_state(), batches)
   if found is not None:
     first, current = found.step, found.state
     weights_from, owed = found.meta["weights_from"], found.meta["evaluation_owed"]
-    done = first >= cadence.steps
-    news = [
-      *found.news,
-      f"{'is already at' if done else 'continues from'} step {first}",
-    ]
+    at = f"{'is already at' if first >= total else 'continues from'} step {first}"
+    news = [*found.news, at]
   writes = processes.is_first()
   with (
     Preemption() as preemption,
     checkpoints,
     MetricsWriter(directory, first, owed, writes) as writer,
-    Progress(cadence.steps, first, label, active=writes) as progress,
+    Progress(total, first, label, active=writes) as progress,
     CompileTime() as compiled,
     Trace(directory / "profile" if profile and writes else None, first) as trace,
   ):
     for line in news:
       progress.say(line)
     journal = Journal(run, writer, progress, compiled, first)
-
-    def evaluated(step: int, current: TrainState) -> tuple[TrainState, float]:
-      """The state with what an evaluation changes in it, and nats per token."""
-      quality, clip = evaluator.run(current.ema)
-      if clip is not None:
-        current = current.replace(clip=run.put_clip(clip))
-      journal.evaluation(step, quality, clip)
-      return current, quality.nats_per_token
-
+    loop = Loop(run, evaluator, batches, checkpoints, journal, preemption, weights_from)
     if owed:
-      current, _ = evaluated(first, current)
-    saved = time.monotonic()
-    step_fn = run.compiled_step() if first < cadence.steps else None
-    for step in range(first + 1, cadence.steps + 1):
+      current, _ = loop.evaluate(first, current)
+    step_fn = run.compiled_step() if first < total else None
+    for step in range(first + 1, total + 1):
       trace.before(step, journal.pending)
       began = time.perf_counter()
       batch = run.put(next(batches))
       waited = time.perf_counter() - began
       current, metrics = step_fn(current, batch)
       journal.add(step, metrics, waited)
-      last = step == cadence.steps
-      stop = preemption.reached(step) and not last
-      save = step % cadence.checkpoint_every == 0 or last or stop
-      if step % cadence.log_every == 0 or last:
-        journal.flush()
-        save |= _late(cadence.checkpoint_minutes, saved)
-      nats = None
-      owed = step % cadence.evaluate_every == 0 or last
-      if owed and not stop:
-        journal.flush()
-        current, nats = evaluated(step, current)
-        owed = False
-      if save:
-        journal.flush()  # a state with a non-finite history is never saved
-        meta = run.meta(current, weights_from, owed)
-        checkpoints.save(step, current, batches, meta, nats)
-        saved = time.monotonic()
-      if stop:
-        raise Preempted(step)
+      current = loop.after(step, current)
+
+
+class Loop:
+  """What is due between the steps of a run.
+
+  Args:
+    run: the program and its data.
+    evaluator: of the held-out sequences.
+    batches: the iterator, whose place is saved.
+    checkpoints: of the work directory.
+    journal: of the steps.
+    preemption: says when to stop.
+    weights_from: where the weights of step 0 came from.
+  """
+
+  def __init__(
+    self,
+    run: Run,
+    evaluator: Evaluator,
+    batches,
+    checkpoints: Checkpoints,
+    journal: Journal,
+    preemption: Preemption,
+    weights_from: dict,
+  ):
+    self._run, self._evaluator, self._batches = run, evaluator, batches
+    self._checkpoints, self._journal = checkpoints, journal
+    self._preemption, self._weights_from = preemption, weights_from
+    self._saved = time.monotonic()
+
+  def evaluate(self, step: int, current: TrainState) -> tuple[TrainState, float]:
+    """The state with what an evaluation changes in it, and nats per token."""
+    self._journal.flush()
+    quality, clip = self._evaluator.run(current.ema)
+    if clip is not None:
+      current = current.replace(clip=self._run.put_clip(clip))
+    self._journal.evaluation(step, quality, clip)
+    return current, quality.nats_per_token
+
+  def after(self, step: int, current: TrainState) -> TrainState:
+    """Logs, evaluates and saves what is due after a step; returns the state then.
+
+    Raises:
+      NonFiniteError: see `train`.
+      Preempted: see `train`.
+    """
+    cadence = self._run.config.train
+    last = step == cadence.steps
+    stop = self._preemption.reached(step) and not last
+    save = step % cadence.checkpoint_every == 0 or last or stop
+    if step % cadence.log_every == 0 or last:
+      self._journal.flush()
+      save |= _late(cadence.checkpoint_minutes, self._saved)
+    owed, nats = step % cadence.evaluate_every == 0 or last, None
+    if owed and not stop:
+      current, nats = self.evaluate(step, current)
+      owed = False
+    if save:
+      self._save(step, current, owed, nats)
+    if stop:
+      raise Preempted(step)
+    return current
+
+  def _save(
+    self, step: int, current: TrainState, owed: bool, nats: float | None
+  ) -> None:
+    self._journal.flush()  # a state with a non-finite history is never saved
+    meta = self._run.meta(current, self._weights_from, owed)
+    self._checkpoints.save(step, current, self._batches, meta, nats)
+    self._saved = time.monotonic()
 
 
 def _late(minutes: float | None, saved: float) -> bool:

@@ -1,5 +1,6 @@
 """Held-out likelihood: nats, perplexity and bits per byte, with standard errors."""
 
+import collections
 import dataclasses
 import functools
 import math
@@ -160,14 +161,7 @@ class Evaluator:
     done: dict[int, Row] = dict(before)
     todo = np.array([row for row in range(self.total) if row not in done], np.int64)
     losses = []
-    for examples, sizes, rows in data.evaluation_batches(
-      self.held_out, todo, self._batch_size
-    ):
-      order = None if self._order is None else self._order[rows % len(self._order)]
-      batch = Batch(**examples, row=rows)
-      arguments = sharding.place((batch, sizes, order), self._sharding)
-      columns, batch_losses = jax.device_get(self._sums(params, *arguments))
-      used = examples["valid"].any(-1)
+    for rows, used, (columns, batch_losses) in self._batches(params, todo):
       figures = np.stack(columns, axis=-1)[used].tolist()
       new = dict(zip(rows[used].tolist(), map(tuple, figures), strict=True))
       done |= new
@@ -181,6 +175,25 @@ class Evaluator:
       together = SetLosses(*(np.concatenate([p.ravel() for p in x]) for x in parts))
       clip = search_clip(together, self._objective.config.corruption.clip_width)
     return Evaluation(self._likelihood(*columns), clip)
+
+  def _batches(self, params, todo: np.ndarray):
+    """The row numbers, used rows and figures of each batch.
+
+    A batch is computed while the one before it is looked at and the next one is read.
+    """
+    computed: collections.deque = collections.deque()
+    for examples, sizes, rows in data.evaluation_batches(
+      self.held_out, todo, self._batch_size
+    ):
+      order = None if self._order is None else self._order[rows % len(self._order)]
+      batch = Batch(**examples, row=rows)
+      arguments = sharding.place((batch, sizes, order), self._sharding)
+      used = examples["valid"].any(-1)
+      computed.append((rows, used, self._sums(params, *arguments)))
+      if len(computed) > 1:
+        yield jax.device_get(computed.popleft())
+    while computed:
+      yield jax.device_get(computed.popleft())
 
   def _likelihood(self, nats, mixed, tokens, sizes) -> Likelihood:
     counted = tokens > 0  # a last row that holds nothing but context

@@ -83,9 +83,10 @@ class DiTBlock(nn.Module):
     h = by_row(h, self.rows)
     x = modulate(LayerNorm(c.norm_epsilon, name="norm_attention")(h), shift_1, scale_1)
     shape = (3, c.heads, size)
-    qkv = saved(Linear((c.width,), shape, bias=False, name="qkv")(x))
+    qkv = Linear((c.width,), shape, bias=False, name="qkv")(x)
     q, k, v = jnp.moveaxis(qkv, (2, 3), (0, 2))  # [3, B, H, T, Dh]
     q, k = rotate(q, shared.turns), rotate(k, shared.turns)
+    q, k, v = map(saved, (q, k, v))
     if cached is None:
       x = attention(q, k, v, shared)
     else:
