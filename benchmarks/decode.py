@@ -180,7 +180,6 @@ def case(name: str, prompts: np.ndarray, rates: dict[str, float]) -> Iterator[di
     assert agree == LENGTH, f"{name}: {LENGTH - agree} tokens differ from the peer's"
     runs["peer"] = peer
   times = measure.alternating(runs, REPEATS)
-  weights = sum(x.nbytes for x in jax.tree.leaves(ours.params))
   steps = first["steps"]
   for batch in BATCHES:
     yield measure.row(
@@ -191,7 +190,6 @@ def case(name: str, prompts: np.ndarray, rates: dict[str, float]) -> Iterator[di
       times[f"{batch}"],
       peer and [batch * t for t in times["peer"]],  # one text after another
       flops=steps * batch * step_flops(ours, options),
-      transferred=float(steps * weights),
       rates=rates,
       batch=batch,
       steps=steps,

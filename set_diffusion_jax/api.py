@@ -182,7 +182,7 @@ class Model:
       position: int [S] or [B, S], positions in the order of their generation.
 
     Returns:
-      For each prompt "text", "tokens" (ids), "steps" (forward passes),
+      For each prompt "text", "tokens" (ids), "steps" (forward passes that predict),
       "tokens_per_step", "ended_by" and "seconds" (of the whole batch).
 
     Raises:

@@ -40,7 +40,7 @@ class Progress(NamedTuple):
   Attributes:
     tokens: int32 [B, S], [MASK] where nothing is committed yet.
     committed: bool [B, S].
-    steps: int32 [B], forward passes so far.
+    steps: int32 [B], forward passes so far, see `DecodeState`.
   """
 
   tokens: np.ndarray

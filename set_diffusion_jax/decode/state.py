@@ -51,7 +51,8 @@ class DecodeState(flax.struct.PyTreeNode):
     prompt_length: [B], position of the first token that was not given.
     total: [B], of singletons, how many tokens are to be generated.
     key: [B], of the row's own draws.
-    steps: [B], forward passes taken while the row was unfinished.
+    steps: [B], forward passes that predicted tokens of the row while it was unfinished;
+      those that only read a complete set are not counted.
     since: [B], those since the schedule of commitments began: the row's, or its set's.
   """
 
