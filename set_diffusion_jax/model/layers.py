@@ -1,6 +1,5 @@
 """The small parts: norm, linear maps, rotary positions, dropout. No hidden state."""
 
-import math
 from collections.abc import Sequence
 
 import flax.linen as nn
@@ -46,42 +45,40 @@ class Linear(nn.Module):
     fan_in = len(self.inputs)
     shape = (*self.inputs, *self.outputs)
     kernel = self.param("kernel", _normal(self.scale, fan_in), shape)
-    leading = x.shape[: x.ndim - fan_in]
     bias = None
     if self.bias:
       bias = self.param("bias", nn.initializers.zeros, tuple(self.outputs))
-      bias = bias.astype(x.dtype).reshape(-1)
-    x = x.reshape(-1, math.prod(self.inputs))
-    matrix = kernel.astype(x.dtype).reshape(x.shape[-1], -1)
-    return _linear(x, matrix, bias).reshape(*leading, *self.outputs)
+      bias = bias.astype(x.dtype)
+    leading = x.shape[: x.ndim - fan_in]
+    y = _linear(x.reshape(-1, *self.inputs), kernel.astype(x.dtype), bias)
+    return y.reshape(*leading, *self.outputs)
 
 
 @jax.custom_vjp
-def _linear(
-  x: Float[Array, "N I"], kernel: Float[Array, "I O"], bias: Float[Array, " O"] | None
-) -> Float[Array, "N O"]:
-  """The map x W + b, whose gradients are three products that are laid out like these.
+def _linear(x: Array, kernel: Array, bias: Array | None) -> Array:
+  """The map x W + b of x [N, *I], W [*I, *O] and b [*O]; its gradients are products.
 
-  Left to itself, the CPU compiler takes the gradient by W transposed and copies it, and
-  sums that by b up to 60 times slower than a product with ones does.
+  They are laid out like what they are of. Left to itself, the CPU compiler takes the
+  gradient by W transposed and copies it, and sums that by b up to 60 times slower than
+  a product with ones does. Axes stay apart, since those of W can be sharded.
   """
-  y = _dot(x, kernel, (1, 0))
+  y = _dot(x, kernel, range(1, x.ndim), range(x.ndim - 1))
   return y if bias is None else y + bias[None]
 
 
 def _linear_backward(saved, d_y):
   x, kernel, bias = saved
-  d_x, d_kernel = _dot(d_y, kernel, (1, 1)), _dot(x, d_y, (0, 0))
+  outputs = range(x.ndim - 1, kernel.ndim)
+  d_x = _dot(d_y, kernel, range(1, d_y.ndim), outputs)
+  d_kernel = _dot(x, d_y, (0,), (0,))
   if bias is None:
     return d_x, d_kernel, None
-  return d_x, d_kernel, _dot(jnp.ones_like(d_y[:, 0]), d_y, (0, 0))
+  return d_x, d_kernel, _dot(jnp.ones_like(d_y, shape=d_y.shape[:1]), d_y, (0,), (0,))
 
 
-def _dot(x: Array, y: Array, contract: tuple[int, int]) -> Array:
-  one, other = contract
-  return jax.lax.dot_general(
-    x, y, (((one,), (other,)), ((), ())), precision=precision(x.dtype)
-  )
+def _dot(x: Array, y: Array, one: Sequence[int], other: Sequence[int]) -> Array:
+  contract = (tuple(one), tuple(other))
+  return jax.lax.dot_general(x, y, (contract, ((), ())), precision=precision(x.dtype))
 
 
 _linear.defvjp(lambda *x: (_linear(*x), x), _linear_backward)
