@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from benchmarks import measure
-from benchmarks.shapes import LM1B, LONG, Shape
+from benchmarks.shapes import Shape, every_shape
 from benchmarks.torch_peer import Peer
 from set_diffusion_jax.data import Blocks, Frame, Tokens
 from set_diffusion_jax.evaluate import Evaluator
@@ -54,7 +54,4 @@ def case(name: str, shape: Shape, rates: dict[str, float]) -> dict:
 
 def main() -> dict:
   """Prints a row for each shape; returns them."""
-  rates, table = measure.machine_rates(), measure.Table()
-  for name, shape in {"LM1B": LM1B, "long texts": LONG}.items():
-    table.add(case(name, shape, rates))
-  return table.report(machine_rates=rates, threads=torch.get_num_threads())
+  return every_shape(case)

@@ -1,9 +1,11 @@
 """What training and evaluation are measured on: models, texts and their sets."""
 
 import dataclasses
+from collections.abc import Callable
 
 import numpy as np
 
+from benchmarks import measure
 from set_diffusion_jax.config import Config
 from set_diffusion_jax.data import Vocabulary
 
@@ -69,3 +71,12 @@ class Shape:
 
 LM1B = Shape(layers=12, width=768, length=128, vocab_size=30_522, batch=8)
 LONG = Shape(layers=12, width=256, length=1024, vocab_size=50_258, batch=1)
+SHAPES = {"LM1B": LM1B, "long texts": LONG}
+
+
+def every_shape(case: Callable[[str, Shape, dict[str, float]], dict]) -> dict:
+  """Prints the row that `case` gives for each shape; returns the report."""
+  rates, table = measure.machine_rates(), measure.Table()
+  for name, shape in SHAPES.items():
+    table.add(case(name, shape, rates))
+  return table.report(machine_rates=rates)

@@ -87,10 +87,11 @@ class Peer(nn.Module):
     return self.output_layer.linear(self.output_layer.norm_final(x)), new
 
   def two_streams(self, tokens: Tensor, rank: Tensor, mask_id: int) -> Tensor:
-    """Logits [B, L, V] of each token given those of earlier sets, [MASK] excluded.
+    """Logits [B, 2L, V] of a clean and a noisy copy of each token.
 
-    A clean and a noisy stream, each in the order of the text, under one dense mask; the
-    output layer is applied to both, as the published code does.
+    Two streams, each in the order of the text, under one dense mask, so that a noisy
+    token sees those of earlier sets; the output layer is applied to both, as the
+    published code does.
 
     Args:
       tokens: int64 [B, L].
@@ -104,14 +105,21 @@ class Peer(nn.Module):
     mask = torch.cat([clean, torch.cat([earlier, same], 2)], 1)[:, None]
     both = torch.cat([tokens, torch.full_like(tokens, mask_id)], 1)
     position = torch.arange(length).repeat(2)[None]
-    logits = self(both, position, mask)[0]
-    logits[..., mask_id] = -1e12
-    return logits[:, length:]
+    return self(both, position, mask)[0]
 
   def nats(self, tokens: Tensor, rank: Tensor, mask_id: int) -> Tensor:
     """-log p of each token given those of earlier sets [B, L]."""
-    log_p = self.two_streams(tokens, rank, mask_id).log_softmax(-1)
-    return -log_p.gather(2, tokens[..., None])[..., 0]
+    return noisy_nats(self.two_streams(tokens, rank, mask_id), tokens, mask_id)
+
+
+def noisy_nats(logits: Tensor, tokens: Tensor, mask_id: int) -> Tensor:
+  """-log p of tokens [B, L] by the second half of logits [B, 2L, V], which it changes.
+
+  [MASK] gets probability zero in both halves, as the published code has it.
+  """
+  logits[..., mask_id] = -1e12
+  log_p = logits[:, tokens.shape[1] :].log_softmax(-1)
+  return -log_p.gather(2, tokens[..., None])[..., 0]
 
 
 class Trainer:

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks import measure
-from benchmarks.shapes import LM1B, LONG, Shape
+from benchmarks.shapes import LONG, SHAPES, Shape
 from set_diffusion_jax.corrupt import Batch
 from set_diffusion_jax.plan import work
 from set_diffusion_jax.step import Program, make_mesh
@@ -31,13 +31,15 @@ def ours(shape: Shape, cache: pathlib.Path) -> dict:
   step = _compiled(program)[1]
   tokens = jnp.asarray(shape.texts(shape.batch))
   every, row = jnp.ones(tokens.shape, bool), jnp.arange(shape.batch, dtype=jnp.int32)
-  batch, state, spent = Batch(tokens, every, ~every, row), program.init(), []
-  for _ in range(STEPS + 1):
-    start = time.perf_counter()
-    state, _ = jax.block_until_ready(step(state, batch))
-    spent.append(time.perf_counter() - start)
+  batch, held = Batch(tokens, every, ~every, row), [program.init()]
+
+  def run():
+    state, metrics = step(held.pop(), batch)
+    held.append(state)
+    return metrics
+
   return {
-    "seconds": spent[1:],
+    "seconds": measure.alternating({"step": run}, STEPS)["step"],
     "memory": measure.resident_bytes()["peak"] - before,
   }
 
@@ -47,13 +49,12 @@ def peer(shape: Shape, _cache: pathlib.Path) -> dict:
   from benchmarks.torch_peer import Trainer  # for this process alone: it holds memory
 
   before = measure.resident_bytes()["now"]
-  trainer, spent = Trainer(shape.config().model, shape.vocab_size), []
-  for _ in range(STEPS + 1):
-    start = time.perf_counter()
-    trainer.step(shape.texts(shape.batch), shape.ranks())
-    spent.append(time.perf_counter() - start)
-  memory = measure.resident_bytes()["peak"] - before
-  return {"seconds": spent[1:], "memory": memory}
+  trainer = Trainer(shape.config().model, shape.vocab_size)
+  run = lambda: trainer.step(shape.texts(shape.batch), shape.ranks())
+  return {
+    "seconds": measure.alternating({"step": run}, STEPS)["step"],
+    "memory": measure.resident_bytes()["peak"] - before,
+  }
 
 
 def compile_seconds(shape: Shape) -> float:
@@ -85,7 +86,7 @@ def step_bytes(program: Program) -> float:
 def main() -> dict:
   """Prints speed, memory and time of compilation of each shape; returns them."""
   rates, table = measure.in_process(measure.machine_rates), measure.Table()
-  for name, shape in {"LM1B": LM1B, "long texts": LONG}.items():
+  for name, shape in SHAPES.items():
     sides: dict = {ours: [], peer: []}
     with tempfile.TemporaryDirectory() as cache:
       for _ in range(TURNS):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from benchmarks import __main__ as benchmarks
-from benchmarks import measure
+from benchmarks import measure, shapes
 from benchmarks.shapes import Shape
 from set_diffusion_jax.order import given_order, groups
 from set_diffusion_jax.step import Program, make_mesh
@@ -78,10 +78,7 @@ def test_runs_alternate_and_the_first_is_not_counted():
 
 def test_figures_are_written_as_json(tmp_path, monkeypatch, capsys):
   pytest.importorskip("torch")
-  from benchmarks import loss
-
-  monkeypatch.setattr(loss, "LM1B", SHAPE)
-  monkeypatch.setattr(loss, "LONG", SHAPE)
+  monkeypatch.setattr(shapes, "SHAPES", {"tiny": SHAPE})
   monkeypatch.setattr(measure, "machine_rates", lambda: {
     "flops_per_second": 1e9, "bytes_per_second": 1e9
   })  # fmt: skip

@@ -32,17 +32,19 @@ def candidates(decoder: Decoder, state: DecodeState) -> Int[Array, "B W"]:
 
 def current_set(state: DecodeState) -> Bool[Array, "B S"]:
   """The positions of the first incomplete set."""
+  return state.rank == _first_incomplete(state)
+
+
+def _first_incomplete(state: DecodeState) -> Int[Array, "B 1"]:
+  """The rank of the first incomplete set; NEVER if there is none."""
   missing = state.wanted & ~state.committed
-  first = jnp.where(missing, state.rank, NEVER).min(-1, keepdims=True)
-  return state.rank == first
+  return jnp.where(missing, state.rank, NEVER).min(-1, keepdims=True)
 
 
 def unread_set(state: DecodeState) -> Bool[Array, "B S"]:
   """The positions of the first set that is complete and has not been read."""
-  missing = state.wanted & ~state.committed
-  first = jnp.where(missing, state.rank, NEVER).min(-1, keepdims=True)
   unread = state.committed & (state.rank >= state.next_rank[:, None])
-  unread &= state.rank < first
+  unread &= state.rank < _first_incomplete(state)
   lowest = jnp.where(unread, state.rank, NEVER).min(-1, keepdims=True)
   return unread & (state.rank == lowest)
 

@@ -336,8 +336,8 @@ def _save(q, k, v, index, intervals):
   return out, (q, k, v, index, intervals, out, log_total)
 
 
-def _backward(saved, d_out):
-  q, k, v, index, intervals, out, log_total = saved
+def _backward(kept, d_out):
+  q, k, v, index, intervals, out, log_total = kept
   dtype = q.dtype
   d_out = d_out.astype(dtype)
   inner = (d_out.astype(jnp.float32) * out).sum(-1, keepdims=True)

@@ -66,8 +66,8 @@ def _linear(x: Array, kernel: Array, bias: Array | None) -> Array:
   return y if bias is None else y + bias[None]
 
 
-def _linear_backward(saved, d_y):
-  x, kernel, bias = saved
+def _linear_backward(kept, d_y):
+  x, kernel, bias = kept
   outputs = range(x.ndim - 1, kernel.ndim)
   d_x = _dot(d_y, kernel, range(1, d_y.ndim), outputs)
   d_kernel = _dot(x, d_y, (0,), (0,))
