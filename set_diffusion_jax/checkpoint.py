@@ -9,6 +9,8 @@ Files are written in the background and renamed into place at once, so that a st
 whole or not there; checksums of all values tell what a disk has changed since.
 """
 
+import asyncio
+import contextlib
 import os
 import pathlib
 from typing import NamedTuple
@@ -220,7 +222,8 @@ class Checkpoints:
     """
     path = self.folder / str(step)
     try:
-      return handler.restore(epath.Path(path / name), args=args)
+      with _orderly_event_loops():
+        return handler.restore(epath.Path(path / name), args=args)
     except jax.errors.JaxRuntimeError:  # out of memory is no damage
       raise
     except Exception as error:  # Orbax raises just that, among others
@@ -238,6 +241,38 @@ class Checkpoints:
       if stored.get(prefix + name) != int(value):
         what = f"{prefix}{name} is not what was saved"
         raise DamagedError(f"{self.folder / str(step)}: is damaged ({what})")
+
+
+class _OrderlyEventLoop(asyncio.SelectorEventLoop):
+  """An event loop that cancels what still runs in it when it is closed."""
+
+  def close(self) -> None:
+    left = set() if self.is_closed() else asyncio.all_tasks(self)
+    for task in left:
+      task.cancel()
+    if left:  # the first failure has been raised, the others have the same cause
+      self.set_exception_handler(lambda *_: None)
+      self.run_until_complete(asyncio.gather(*left, return_exceptions=True))
+    super().close()
+
+
+class _OrderlyEventLoops(asyncio.DefaultEventLoopPolicy):
+  def new_event_loop(self) -> asyncio.AbstractEventLoop:
+    return _OrderlyEventLoop()
+
+
+@contextlib.contextmanager
+def _orderly_event_loops():
+  """Orbax closes its event loop where a read fails and leaves all others unfinished.
+
+  Each of them, some thousands, would print a traceback of its own later on.
+  """
+  before = asyncio.get_event_loop_policy()
+  asyncio.set_event_loop_policy(_OrderlyEventLoops())
+  try:
+    yield
+  finally:
+    asyncio.set_event_loop_policy(before)
 
 
 @jax.jit
