@@ -65,7 +65,7 @@ def case(name: str, length: int, rates: dict[str, float]) -> dict:
       np.testing.assert_allclose(mine, theirs.detach().numpy(), atol=2e-4, rtol=2e-4)
     runs["peer"], visible = peer, int(mask.sum())
   times = measure.alternating(runs, REPEATS)
-  pairs = scored_pairs(index, jnp.float32, None)
+  pairs = scored_pairs(index, SIZE, jnp.float32, None)
   return measure.row(
     name,
     f"L={length}, {HEADS} x {SIZE}",

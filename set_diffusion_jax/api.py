@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from set_diffusion_jax import data, sharding
 from set_diffusion_jax.config import Config, DecodeConfig, MeshConfig
@@ -46,9 +47,12 @@ class Model:
 
   @functools.cached_property
   def objective(self) -> Objective:
-    """The pure functions behind the methods."""
+    """The pure functions behind the methods, on any rows."""
+    return self._objective(None)
+
+  def _objective(self, mesh: Mesh | None) -> Objective:
     vocabulary = self.tokenizer.vocabulary
-    network = build_network(self.config.model, vocabulary.size)
+    network = build_network(self.config.model, vocabulary.size, mesh)
     return Objective(self.config, network, vocabulary.mask, vocabulary.eos)
 
   @functools.cached_property
@@ -62,7 +66,8 @@ class Model:
     """Evaluates on the held-out text of the configuration, over all devices."""
     c = self.config
     held_out = data.load_validation(c.data, self.tokenizer, c.evaluate.stride)
-    return Evaluator(self.objective, held_out, sharding.make_mesh(MeshConfig()))
+    mesh = sharding.make_mesh(MeshConfig())
+    return Evaluator(self._objective(mesh), held_out, mesh)
 
   def protocol(self, held_out: data.Blocks) -> dict:
     """What a perplexity of `evaluator` depends on besides the weights."""

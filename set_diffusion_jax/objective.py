@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from set_diffusion_jax import corrupt
+from set_diffusion_jax import corrupt, sharding
 from set_diffusion_jax.config import Config
 from set_diffusion_jax.corrupt import Batch, Noise, Streams
 from set_diffusion_jax.loss import PIECE_ELEMENTS, slot_nats
@@ -69,10 +69,8 @@ class Objective:
   @property
   def piece_elements(self) -> int:
     """Logits of a piece of the loss, on all devices together."""
-    on_tpu = self.network.module.tpus is not None  # or, as in `plan`, is meant for it
-    platform = "tpu" if on_tpu else jax.default_backend()
-    elements = PIECE_ELEMENTS.get(platform, PIECE_ELEMENTS["gpu"])
-    return elements * self.network.ways
+    platform = sharding.platform(self.network.module.mesh)
+    return PIECE_ELEMENTS[platform] * self.network.ways
 
   def draw_order(self, batch: Batch, keys: Key[Array, " B"], train: bool) -> Order:
     """An order for each row from the method's policy."""

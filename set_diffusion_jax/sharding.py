@@ -92,10 +92,36 @@ def _arranged(
   )
 
 
-def tpu_mesh(mesh: Mesh | AbstractMesh) -> Mesh | None:
-  """The mesh if its devices are TPUs."""
-  real = isinstance(mesh, Mesh) and mesh.devices.flat[0].platform == "tpu"
-  return mesh if real else None
+def platform(mesh: Mesh | AbstractMesh | None) -> str:
+  """What runs there: "cpu", "gpu" or "tpu".
+
+  Without a mesh, the devices of this process; devices that are not described are GPUs,
+  since those of TPUs always are.
+  """
+  if isinstance(mesh, AbstractMesh):
+    return "gpu"
+  return jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
+
+
+def per_device(function, mesh: Mesh, heads, rows):
+  """`function(*heads, *rows)` on each device, with its own rows and heads.
+
+  Args:
+    function: of arrays as they lie on one device; returns one [B, H, ...].
+    mesh: that all is laid out on.
+    heads: arrays [B, H, ...], some perhaps with a divisor of H for H.
+    rows: trees of arrays [B, ...].
+  """
+  fewest = min(x.shape[1] for x in heads)
+  tensor = "tensor" if fewest % mesh.shape["tensor"] == 0 else None
+  layout = PartitionSpec(ROWS, tensor)
+  return jax.shard_map(
+    function,
+    mesh=mesh,
+    in_specs=(*(layout for _ in heads), *(BATCH for _ in rows)),
+    out_specs=layout,
+    check_vma=False,
+  )(*heads, *rows)
 
 
 def check_batch(field: str, size: int, mesh: Mesh, accumulate: int = 1) -> None:
@@ -149,9 +175,9 @@ def place(tree, shardings):
   return jax.tree.map(one, tree, shardings)
 
 
-def activation_sharding(mesh: Mesh) -> NamedSharding | None:
-  """Rows over their axes, the rest as it comes; None for one device."""
-  if mesh.size == 1:
+def activation_sharding(mesh: Mesh | AbstractMesh | None) -> NamedSharding | None:
+  """Rows over their axes, the rest as it comes; None for one device or no mesh."""
+  if mesh is None or mesh.size == 1:
     return None
   free = PartitionSpec.UNCONSTRAINED
   return NamedSharding(mesh, PartitionSpec(*BATCH, free, free))

@@ -167,9 +167,7 @@ class Program:
     cls, config: Config, vocabulary: Vocabulary, mesh: Mesh | AbstractMesh
   ) -> "Program":
     """On a mesh that passes `check_mesh`; nothing runs on an abstract one."""
-    rows = sharding.activation_sharding(mesh)
-    tpus = sharding.tpu_mesh(mesh)
-    network = build_network(config.model, vocabulary.size, rows, tpus)
+    network = build_network(config.model, vocabulary.size, mesh)
     objective = Objective(config, network, vocabulary.mask, vocabulary.eos)
     shapes = jax.eval_shape(functools.partial(state.init_state, config, network))
     return cls(config, mesh, objective, sharding.state_shardings(shapes, mesh))

@@ -17,6 +17,7 @@ from set_diffusion_jax.model import splash
 from set_diffusion_jax.order import Order
 from set_diffusion_jax.sharding import make_mesh
 from tests import tiny
+from tests.dense import assert_dense
 
 LENGTH, SIZE = 128, 16  # the least that the kernel takes
 STREAMS = {"both": two_streams, "clean": clean_stream, "noisy": noisy_stream}
@@ -30,42 +31,15 @@ def aligned(streams, reach, length=LENGTH, rows=2):
   return STREAMS[streams](order, jnp.asarray(valid), reach).replace(aligned=True)
 
 
-def dense(q, k, v, index):
-  k, v = (jnp.repeat(x, q.shape[1] // x.shape[1], axis=1) for x in (k, v))
-  scores = jnp.einsum("bhqd,bhkd->bhqk", q, k)
-  seen = attends(index, index)[:, None]
-  weights = jax.nn.softmax(jnp.where(seen, scores, -jnp.inf), axis=-1)
-  weights = jnp.where(seen.any(-1, keepdims=True), weights, 0.0)
-  return jnp.einsum("bhqk,bhkd->bhqd", weights, v)
-
-
 @pytest.mark.parametrize(
   "streams, reach, key_heads",
   [("both", 1, 1), ("both", 5, 2), ("noisy", LENGTH, 2), ("clean", 1, 2)],
 )
 def test_the_kernel_equals_dense_attention(streams, reach, key_heads):
   index = aligned(streams, reach)
-  rng = np.random.default_rng(0)
-  make = lambda heads: jnp.asarray(
-    rng.normal(size=(2, heads, index.slots, SIZE)), jnp.float32
-  )
-  q, probe, k, v = make(2), make(2), make(key_heads), make(key_heads)
-  real = jnp.broadcast_to(index.valid[:, None, :, None], probe.shape)
   mesh = make_mesh(MeshConfig(1, 1, 1, 1), jax.devices()[:1])
-
-  def total(attend):
-    def both(q, k, v):
-      out = jnp.where(real, attend(q, k, v), 0)  # nobody reads a padding row
-      return (out * probe).sum(), out
-
-    return jax.jit(jax.value_and_grad(both, (0, 1, 2), has_aux=True))
-
   kernel = lambda q, k, v: splash.splash_attention(q, k, v, index, mesh, interpret=True)
-  ours = total(kernel)(q, k, v)
-  theirs = total(lambda q, k, v: dense(q, k, v, index))(q, k, v)
-  compare = lambda x, y: np.testing.assert_allclose(x, y, atol=2e-5)
-  compare(ours[0][1], theirs[0][1])
-  jax.tree.map(compare, ours[1], theirs[1])
+  assert_dense(kernel, index, 2, key_heads, SIZE)
 
 
 @pytest.mark.parametrize("streams", STREAMS)
@@ -95,9 +69,11 @@ def test_which_methods_have_aligned_sets(name):
       np.testing.assert_array_equal(mask[every, every], row)
 
 
-def test_what_the_kernel_is_used_for():
+def test_what_the_kernel_is_used_for(monkeypatch):
   mesh = make_mesh(MeshConfig(1, 1, 1, 1), jax.devices()[:1])
   index = aligned("both", 1)
+  assert not splash.applies(index, jnp.bfloat16, mesh)  # of CPUs
+  monkeypatch.setattr(splash.sharding, "platform", lambda mesh: "tpu")
   assert splash.applies(index, jnp.bfloat16, mesh)
   assert not splash.applies(index, jnp.float32, mesh)
   assert not splash.applies(index, jnp.bfloat16, None)

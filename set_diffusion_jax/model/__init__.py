@@ -5,7 +5,7 @@ import dataclasses
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import AbstractMesh, Mesh
 
 from set_diffusion_jax.config import ModelConfig
 from set_diffusion_jax.index import clean_stream
@@ -27,8 +27,8 @@ class Network:
   @property
   def ways(self) -> int:
     """Parts that the rows of a batch are laid out in; 1 without a mesh."""
-    rows = self.module.rows
-    return 1 if rows is None else row_ways(rows.mesh)
+    mesh = self.module.mesh
+    return 1 if mesh is None else row_ways(mesh)
 
   def init(self, key: jax.Array) -> dict:
     """Fresh float32 parameters."""
@@ -59,15 +59,14 @@ class Network:
 def build_network(
   config: ModelConfig,
   vocab_size: int,
-  rows: NamedSharding | None = None,
-  tpus: Mesh | None = None,
+  mesh: Mesh | AbstractMesh | None = None,
 ) -> Network:
   """The transformer that a configuration asks for.
 
   Args:
     config: sizes.
     vocab_size: V.
-    rows: how activations are laid out on a mesh, by their first axis.
-    tpus: the mesh, if it is one of TPUs, for kernels that only they have.
+    mesh: that activations are laid out on, by their rows, and whose devices decide on
+      the kernels of attention.
   """
-  return Network(Transformer(config, vocab_size, rows, tpus), vocab_size)
+  return Network(Transformer(config, vocab_size, mesh), vocab_size)

@@ -9,11 +9,11 @@ from typing import NamedTuple
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 from jaxtyping import Array, Bool, Float, Int
 
 from set_diffusion_jax.index import KeyIntervals, TokenIndex, attends, key_intervals
-from set_diffusion_jax.model import splash
+from set_diffusion_jax.model import flash, splash
 from set_diffusion_jax.model.layers import Turns, precision, saved
 
 # Queries that are scored at once, and the most bands of keys that they are scored by.
@@ -50,14 +50,14 @@ class Shared:
     turns: of rotary positions.
     cache: what of a cache is not a layer's own, if there is one.
     condition: of adaLN, if there is one.
-    tpus: the mesh, if it is one of TPUs (static): attention has a kernel there.
+    mesh: that all is laid out on, if there is one (static).
   """
 
   index: TokenIndex
   turns: Turns
   cache: Cache | None
   condition: Float[Array, " C"] | None
-  tpus: Mesh | None = flax.struct.field(pytree_node=False, default=None)
+  mesh: Mesh | None = flax.struct.field(pytree_node=False, default=None)
 
 
 def attention(
@@ -74,12 +74,14 @@ def attention(
     v: their values.
     shared: `index` of the T slots, in generation order.
 
-  On TPU, splash attention where it can say the mask (`splash.applies`); elsewhere, and
-  for everything else, blocked XLA.
+  On a mesh of TPUs, splash attention where it can say the mask (`splash.applies`); on
+  one of GPUs, a flash kernel (`flash.applies`); for everything else, blocked XLA.
   """
-  q, index = q * q.shape[-1] ** -0.5, shared.index
-  if splash.applies(index, q.dtype, shared.tpus):
-    return splash.splash_attention(q, k, v, index, shared.tpus)
+  q, index, mesh = q * q.shape[-1] ** -0.5, shared.index, shared.mesh
+  if splash.applies(index, q.dtype, mesh):
+    return splash.splash_attention(q, k, v, index, mesh)
+  if flash.applies(index, q.shape[-1], q.dtype, mesh):
+    return flash.flash_attention(q, k, v, index, mesh)
   return _interval_attention(
     q, _spread(k, q), _spread(v, q), index, key_intervals(index)
   )
@@ -250,10 +252,14 @@ def _bands(index: TokenIndex, intervals: KeyIntervals) -> Iterator[_Band]:
       yield _Band(queries, keys, bounds, own=noisy and reach == 1)
 
 
-def scored_pairs(index: TokenIndex, dtype, tpus: Mesh | None) -> int:
-  """Query-key pairs whose score is computed, of one row and one head."""
-  if splash.applies(index, dtype, tpus):
+def scored_pairs(
+  index: TokenIndex, head_size: int, dtype, mesh: Mesh | AbstractMesh | None
+) -> int:
+  """Query-key pairs whose score `attention` computes, of one row and one head."""
+  if splash.applies(index, dtype, mesh):
     return splash.scored_pairs(index)
+  if flash.applies(index, head_size, dtype, mesh):
+    return flash.scored_pairs(index)
   found = []
 
   def count(index):

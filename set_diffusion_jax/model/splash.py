@@ -14,11 +14,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental.pallas.ops.tpu import splash_attention as splash
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh
 from jaxtyping import Array, Float
 
+from set_diffusion_jax import sharding
 from set_diffusion_jax.index import TokenIndex
-from set_diffusion_jax.sharding import ROWS
+from set_diffusion_jax.model.layers import SAVED
 
 # Tiles of queries and keys, the largest that divides a stream's length. The kernel
 # wants multiples of 128.
@@ -55,15 +56,16 @@ class AlignedSets(splash.CausalMask):
     return hash((type(self), self._sizes))
 
 
-def applies(index: TokenIndex, dtype, mesh: Mesh | None) -> bool:
+def applies(index: TokenIndex, dtype, mesh: Mesh | AbstractMesh | None) -> bool:
   """Whether attention over `index` without a cache runs in the kernel.
 
   Args:
     index: of the slots.
     dtype: of the queries.
-    mesh: of TPUs, or None for any other device.
+    mesh: that they are laid out on, if there is one.
   """
-  fits = mesh is not None and dtype == jnp.bfloat16
+  there = mesh is not None and sharding.platform(mesh) == "tpu"
+  fits = there and dtype == jnp.bfloat16
   return fits and index.aligned and not index.causal and _tile(index) is not None
 
 
@@ -94,7 +96,7 @@ def splash_attention(
     mesh: that q, k and v are laid out on.
     interpret: runs anywhere, slowly.
   """
-  size, heads = _tile(index), k.shape[1]
+  size = _tile(index)
 
   def local(q, k, v, valid):
     mask = AlignedSets(index.slots, index.clean, index.reach)
@@ -108,6 +110,7 @@ def splash_attention(
         block_q_dq=size,
         block_kv_dq=size,
       ),
+      residual_checkpoint_name=SAVED,
       interpret=interpret,
     )
     if index.reach == 1:
@@ -115,16 +118,8 @@ def splash_attention(
     part = valid.astype(jnp.int32)
     return jax.vmap(kernel)(q, k, v, splash.SegmentIds(part, part))
 
-  tensor = "tensor" if heads % mesh.shape["tensor"] == 0 else None
-  layout = PartitionSpec(ROWS, tensor, None, None)
-  mapped = jax.shard_map(
-    local,
-    mesh=mesh,
-    in_specs=(layout, layout, layout, PartitionSpec(ROWS, None)),
-    out_specs=layout,
-    check_vma=False,
-  )
-  return mapped(q, k.astype(q.dtype), v.astype(q.dtype), index.valid)
+  heads = q, k.astype(q.dtype), v.astype(q.dtype)
+  return sharding.per_device(local, mesh, heads, (index.valid,))
 
 
 def scored_pairs(index: TokenIndex) -> int:

@@ -6,7 +6,7 @@ What differs between methods is in the index arrays.
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import AbstractMesh, Mesh
 from jaxtyping import Array, Float, Int, Key
 
 from set_diffusion_jax.config import ModelConfig
@@ -23,6 +23,7 @@ from set_diffusion_jax.model.layers import (
   rotary_turns,
 )
 from set_diffusion_jax.model.qwen3 import Qwen3Block
+from set_diffusion_jax.sharding import activation_sharding
 
 _BLOCKS = {"dit": DiTBlock, "qwen3": Qwen3Block}
 
@@ -36,11 +37,11 @@ class Transformer(nn.Module):
 
   config: ModelConfig
   vocab_size: int
-  rows: NamedSharding | None = None  # of activations, where there is a mesh
-  tpus: Mesh | None = None  # the mesh, if it is one of TPUs
+  mesh: Mesh | AbstractMesh | None = None  # that all is laid out on
 
   def setup(self):
     c = self.config
+    self.rows = activation_sharding(self.mesh)
     init = nn.initializers.normal(0.02)
     self.embedding = self.param("embedding", init, (self.vocab_size, c.width))
     block = _BLOCKS[c.backbone]
@@ -93,7 +94,7 @@ class Transformer(nn.Module):
       keys = fold(dropout_keys, layers)
     condition = self.condition() if c.adaln else None
     if cache is None:
-      shared = Shared(index, turns, None, condition, self.tpus)
+      shared = Shared(index, turns, None, condition, self.mesh)
       h, layers = self.blocks(h, None, keys, shared)
     else:
       shared = Shared(index, turns, cache.replace(layers=[]), condition)

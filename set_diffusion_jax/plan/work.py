@@ -79,7 +79,10 @@ def step_flops(program: Program) -> Flops:
     predicted,
     visible_pairs(config.method, length),
     scored_pairs(
-      found.index, jnp.dtype(config.model.dtype), objective.network.module.tpus
+      found.index,
+      config.model.head_width,
+      jnp.dtype(config.model.dtype),
+      program.mesh,
     ),
     pieces=piece < predicted,
   )
