@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 # Logits of one piece on one device, in elements. On CPU they should stay in its caches;
 # on TPU, where the output layer's weights are sharded, each piece gathers them anew.
-PIECE_ELEMENTS = {"cpu": 2**23, "gpu": 2**26, "tpu": 2**28}
+PIECE_ELEMENTS = {"cpu": 2**23, "gpu": 2**28, "tpu": 2**28}
 
 
 class LossTerms(NamedTuple):

@@ -15,6 +15,7 @@ from set_diffusion_jax.errors import UserError
 from set_diffusion_jax.index import attends
 from set_diffusion_jax.plan import (
   chips,
+  cuda,
   make_plan,
   nearest,
   parse_topology,
@@ -233,6 +234,7 @@ def test_a_roofline():
     ("v5e:0x4", 1, "v5e has 2 axes"),
     ("gpu:h100", 1, "gpu:KINDxN"),
     ("gpu:k80x8", 1, "a100, h100"),
+    ("gpu:h100x12", 1, "gpu:h100x12: must be up to 8 GPUs, or whole machines of 8"),
     ("gpu:h100x8", 2, "--slices=2: must be 1 for GPUs"),
     ("v5e:4x4", 0, "--slices=0: must be at least 1"),
   ],
@@ -279,7 +281,8 @@ def test_without_libtpu_the_extra_is_named(capsys, monkeypatch):
   assert "needs libtpu; pip install 'set_diffusion_jax[tpu]'" in line
 
 
-def test_a_gpu_plan_is_an_estimate(capsys, tmp_path):
+def test_a_gpu_plan_without_a_compiler_is_an_estimate(capsys, tmp_path, monkeypatch):
+  monkeypatch.setattr(cuda, "installed", lambda: False)
   path = tmp_path / "plan.json"
   arguments = [*SCALE, "--topology=gpu:h100x64", "--config.mesh.fsdp=8"]
   assert cli.main([*arguments, f"--json={path}"]) == 0
@@ -306,7 +309,8 @@ def test_a_gpu_plan_is_an_estimate(capsys, tmp_path):
   assert found["at best"]["chip-hours"]["value"] == pytest.approx(hours)
 
 
-def test_too_large_for_gpus_ends_with_3(capsys):
+def test_too_large_for_gpus_ends_with_3(capsys, monkeypatch):
+  monkeypatch.setattr(cuda, "installed", lambda: False)
   large = ["--config=configs/scale.py:recipe=qwen3_8b", "--vocabulary-size=151936"]
   arguments = ["plan", *large, "--topology=gpu:a100x8"]
   assert cli.main(arguments) == 3
@@ -342,6 +346,27 @@ def test_a_compiled_plan(monkeypatch):
   sources = {x.source for x in found.lines if x.section == "memory"}
   assert sources == {"analytic", "compiler", "spec sheet"}
   assert json.loads(json.dumps(found.to_dict()))["fits"] is True
+
+
+@pytest.mark.multidevice
+def test_a_compiler_that_refuses_nothing(monkeypatch):
+  """That for GPUs: what is needed is compared with what is usable."""
+  if jax.device_count() != 4:
+    pytest.skip("needs 4 devices; XLA_FLAGS of the environment say otherwise")
+  on_this_cpu(monkeypatch, None)
+  usable = round(0.9 * chips.GPUS["h100"].memory)
+
+  def compile_and_tell(program):
+    peak = usable + (program.config.train.accumulate == 1)
+    return CompiledStep(0.0, peak, 0, 0, 0, None, None, "")
+
+  monkeypatch.setattr(planner, "compile_step", compile_and_tell)
+  topology = parse_topology("gpu:h100x4")
+  found = make_plan(tiny.config(train__batch_size=8), topology, tiny.vocabulary(64))
+  assert not found.fits
+  assert found.value("memory", "peak") == usable + 1
+  assert found.suggestion == ["--config.train.accumulate=2"]
+  assert "DOES NOT FIT" in found.text()
 
 
 @pytest.mark.multidevice

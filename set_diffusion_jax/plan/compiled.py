@@ -25,7 +25,7 @@ class CompiledStep:
     outputs: beyond what reuses the donated state.
     temporaries: activations, gradients, gathered weights, buffers.
     code: of the program.
-    accessed: bytes read and written, each loop's body counted once.
+    accessed: bytes read and written, each loop's body counted once; None for GPUs.
     flops: likewise, and without what kernels of their own do.
     text: the optimised module.
   """
@@ -35,8 +35,8 @@ class CompiledStep:
   outputs: int
   temporaries: int
   code: int
-  accessed: float
-  flops: float
+  accessed: float | None
+  flops: float | None
   text: str
 
   @property
@@ -65,9 +65,8 @@ class TooLarge:
 def compile_step(program: Program) -> CompiledStep | TooLarge:
   """Compiles `train_step` for the program's mesh."""
   start = time.perf_counter()
-  platform = program.mesh.devices.flat[0].platform
   traced = program.step.trace(program.abstract_state(), program.abstract_batch())
-  lowered = traced.lower(lowering_platforms=(platform,))
+  lowered = traced.lower()
   try:
     compiled = lowered.compile()
   except jax.errors.JaxRuntimeError as error:
@@ -75,15 +74,15 @@ def compile_step(program: Program) -> CompiledStep | TooLarge:
     if refused is None:
       raise
     return refused
-  memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
+  memory, cost = compiled.memory_analysis(), compiled.cost_analysis() or {}
   return CompiledStep(
     seconds=time.perf_counter() - start,
     arguments=memory.argument_size_in_bytes,
     outputs=memory.output_size_in_bytes - memory.alias_size_in_bytes,
     temporaries=memory.temp_size_in_bytes,
     code=memory.generated_code_size_in_bytes,
-    accessed=cost["bytes accessed"],
-    flops=cost["flops"],
+    accessed=cost.get("bytes accessed"),
+    flops=cost.get("flops"),
     text=compiled.as_text(),
   )
 
@@ -112,7 +111,7 @@ def _bytes(number: str, unit: str) -> int:
 
 
 def usable_memory(device) -> int | None:
-  """Bytes that the compiler gives a program on a chip; None where it does not say.
+  """Bytes that the compiler gives a program on a chip; None where it sets no limit.
 
   Found by asking for far more.
   """
@@ -121,7 +120,7 @@ def usable_memory(device) -> int | None:
   huge = jax.ShapeDtypeStruct((2**41,), jnp.int8, sharding=layout)
   step = jax.jit(lambda x: x + 1, out_shardings=layout).trace(huge)
   try:
-    step.lower(lowering_platforms=(device.platform,)).compile()
+    step.lower().compile()
   except jax.errors.JaxRuntimeError as error:
     refused = read_refusal(str(error))
     return refused.limit if refused else None

@@ -1,4 +1,4 @@
-"""What can be known about GPUs without one: exact state, estimated temporaries."""
+"""GPUs without a compiler for them: exact state, estimated temporaries."""
 
 import dataclasses
 import math

@@ -205,7 +205,7 @@ def _collective(kind, instruction, computation, times, loops) -> Collective:
     kind = found.lower().replace("_", "-")
     return Collective(kind, sizes[0], _slice_groups(instruction.text), times, loops)
   started = instruction.operation.endswith("-start")
-  if started and kind == "all-gather":
+  if started and kind in ("all-gather", "reduce-scatter"):
     size = sum(sizes[len(sizes) // 2 :])  # (inputs, outputs)
   elif started and kind == "collective-permute":
     size = sizes[0]

@@ -47,22 +47,37 @@ def make_plan(
   Raises:
     UserError: the mesh does not fit the topology, or the topology cannot be had.
   """
-  if not topology.is_tpu:
-    return _estimate(config, topology, vocabulary)
   devices = described_devices(topology)
+  if devices is None:
+    return _estimate(config, topology, vocabulary)
   mesh = make_mesh(config, devices)
   program = Program.of(config, vocabulary, mesh)
-  limit = usable_memory(devices[0])
+  usable = _usable(topology, devices[0])
   found = compile_step(program)
-  if isinstance(found, CompiledStep):
-    return _compiled(program, topology, found, limit)
   suggestion = None
-  if search:
-    suggestion = _nearest(config, devices, mesh, vocabulary, found.limit)
-  return _refused(program, topology, found, suggestion)
+  if search and not _fits(found, usable.value):
+    suggestion = _nearest(config, devices, mesh, vocabulary, usable.value)
+  if isinstance(found, TooLarge):
+    return _refused(program, topology, found, suggestion)
+  return _compiled(program, topology, found, usable, suggestion)
 
 
-def _compiled(program, topology, found: CompiledStep, limit: int | None) -> Plan:
+def _usable(topology: Topology, device) -> Line:
+  """What a program gets of a chip's memory."""
+  if topology.is_tpu and (limit := usable_memory(device)):
+    return Line("memory", "usable", limit, "bytes", COMPILER)
+  return Line(
+    "memory", "usable", estimate.USABLE * topology.chip.memory, "bytes", ESTIMATE
+  )
+
+
+def _fits(found: CompiledStep | TooLarge, usable: float) -> bool:
+  return isinstance(found, CompiledStep) and found.peak <= usable
+
+
+def _compiled(
+  program, topology, found: CompiledStep, usable: Line, suggestion: list[str] | None
+) -> Plan:
   lines = _held(program)
   add = lambda name, value, source: lines.append(
     Line("memory", name, value, "bytes", source)
@@ -72,20 +87,21 @@ def _compiled(program, topology, found: CompiledStep, limit: int | None) -> Plan
   add("temporaries", found.temporaries, COMPILER)
   add("code", found.code, COMPILER)
   add("peak", found.peak, COMPILER)
-  usable, source = (limit, COMPILER) if limit else (topology.chip.memory, SHEET)
-  add("usable", usable, source)
+  lines.append(usable)
   add("HBM", topology.chip.memory, SHEET)
   moving, problems = collectives(found.text)
   links = traffic(moving, program.mesh, topology)
   lines += _speed(program, topology, links, found.temporaries, COMPILER)
-  lines += [
-    Line("compiler", "compile time", found.seconds, "seconds", COMPILER),
-    Line("compiler", "FLOPs, loop bodies once", found.flops, "FLOP", COMPILER),
-    Line("compiler", "bytes, loop bodies once", found.accessed, "bytes", COMPILER),
-  ]
+  lines.append(Line("compiler", "compile time", found.seconds, "seconds", COMPILER))
+  for name, value, unit in (
+    ("FLOPs, loop bodies once", found.flops, "FLOP"),
+    ("bytes, loop bodies once", found.accessed, "bytes"),
+  ):
+    if value is not None:
+      lines.append(Line("compiler", name, value, unit, COMPILER))
   notes = [_OVERLAP, *(f"collectives: {problem}" for problem in problems)]
-  mesh = dict(program.mesh.shape)
-  return Plan(topology, mesh, found.peak <= usable, lines, notes)
+  mesh, fits = dict(program.mesh.shape), _fits(found, usable.value)
+  return Plan(topology, mesh, fits, lines, notes, suggestion)
 
 
 def _refused(program, topology, found: TooLarge, suggestion) -> Plan:
@@ -122,8 +138,9 @@ def _estimate(config: Config, topology: Topology, vocabulary: Vocabulary) -> Pla
   lines += _speed(program, topology, links, temporaries, ESTIMATE)
   notes = [
     _OVERLAP,
-    "nothing was compiled: without a GPU only the state is exact; temporaries and "
-    f"collectives are by hand, and {estimate.USABLE:.0%} of HBM is taken as usable",
+    "nothing was compiled, which needs the extra 'gpu': only the state is exact; "
+    "temporaries and collectives are by hand, and "
+    f"{estimate.USABLE:.0%} of HBM is taken as usable",
   ]
   return Plan(topology, dict(mesh.shape), needed <= usable, lines, notes)
 
@@ -195,14 +212,14 @@ def _from(source: str) -> str:
   return f"{ANALYTIC}, {source}, {SHEET}"
 
 
-def _nearest(config, devices, mesh: Mesh, vocabulary, limit: int) -> list[str]:
+def _nearest(config, devices, mesh: Mesh, vocabulary, usable: float) -> list[str]:
   tries = 0
   for candidate in nearest.candidates(config, dict(mesh.shape)):
     program = Program.of(candidate, vocabulary, make_mesh(candidate, devices))
-    if held(program).total > limit:
+    if held(program).total > usable:
       continue
     tries += 1
-    if isinstance(compile_step(program), CompiledStep):
+    if _fits(compile_step(program), usable):
       return nearest.overrides(config, candidate)
     if tries == nearest.TRIES:
       break

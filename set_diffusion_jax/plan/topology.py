@@ -12,6 +12,7 @@ from typing import Any
 from jax.experimental import topologies
 
 from set_diffusion_jax.errors import UserError
+from set_diffusion_jax.plan import cuda
 from set_diffusion_jax.plan.chips import GPUS, TPUS, Chip
 
 _RIGHT = (
@@ -49,7 +50,7 @@ class Topology:
 
   @property
   def is_tpu(self) -> bool:
-    """Whether the step can be compiled for it here."""
+    """Whether chips are TPUs, and not GPUs."""
     return self.chip.torus > 0
 
   @property
@@ -68,7 +69,13 @@ def parse_topology(name: str, slices: int = 1) -> Topology:
       raise wrong
     if slices > 1:
       raise UserError(f"--slices={slices}: must be 1 for GPUs, which have no slices")
-    return Topology(name, GPUS[gpu[1]], (int(gpu[2]),))
+    chip, count = GPUS[gpu[1]], int(gpu[2])
+    if count > chip.group and count % chip.group:
+      raise UserError(
+        f"--topology={name}: must be up to {chip.group} GPUs, or whole machines of "
+        f"{chip.group}"
+      )
+    return Topology(name, chip, (count,))
   tpu = re.fullmatch(r"(\w+):(\d+(?:x\d+)*)", name)
   if not tpu or tpu[1] not in TPUS:
     raise wrong
@@ -79,12 +86,27 @@ def parse_topology(name: str, slices: int = 1) -> Topology:
   return Topology(name, chip, shape, slices)
 
 
-def described_devices(topology: Topology) -> list[Any]:
-  """The devices of a TPU topology, as libtpu's compiler knows them.
+def described_devices(topology: Topology) -> list[Any] | None:
+  """The devices of a topology, as a compiler knows them.
+
+  Returns:
+    The devices, or None for GPUs where there is no compiler for them.
 
   Raises:
-    UserError: libtpu is not installed, or knows no such topology.
+    UserError: libtpu is not installed, or a compiler knows no such topology.
   """
+  if topology.is_tpu:
+    return _described_tpus(topology)
+  if not cuda.installed():
+    return None
+  try:
+    return cuda.described_devices(topology.chip, topology.chips)
+  except (NotImplementedError, RuntimeError) as error:
+    reason = str(error).strip().splitlines()[0][:160]
+    raise UserError(f"--topology={topology.name}: {reason}") from None
+
+
+def _described_tpus(topology: Topology) -> list[Any]:
   if importlib.util.find_spec("libtpu") is None:
     raise UserError(
       f"--topology={topology.name}: needs libtpu; pip install 'set_diffusion_jax[tpu]'"

@@ -1,0 +1,129 @@
+"""GPUs that are not there, described to XLA's compiler for them.
+
+It comes with JAX's CUDA plugin (the extra `gpu`) and needs neither a GPU nor a driver.
+Nothing is timed: where it would choose among kernels by trying them, it takes its
+defaults, so that memory can differ a little from what a GPU says.
+"""
+
+import contextlib
+import importlib.util
+import os
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+from jax.experimental import topologies
+
+from set_diffusion_jax.plan.chips import Chip
+
+PLUGINS = ("jax_cuda13_plugin", "jax_cuda12_plugin")
+# The plugin would refuse to be loaded where there is no driver, and says much.
+_ENVIRONMENT = {"JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1", "TF_CPP_MIN_LOG_LEVEL": "3"}
+
+
+class _Device(NamedTuple):
+  """What NVIDIA's tables say of a GPU.
+
+  Attributes:
+    name: as the driver gives it.
+    capability: compute capability, major and minor.
+    cores: streaming multiprocessors.
+    lanes: float32 units of one.
+    clock: GHz.
+    shared: bytes of shared memory of one, and at most of a block.
+    cache: bytes of the second-level cache.
+  """
+
+  name: str
+  capability: tuple[int, int]
+  cores: int
+  lanes: int
+  clock: float
+  shared: tuple[int, int]
+  cache: int
+
+
+_DEVICES = {
+  "a100": _Device(
+    "NVIDIA A100-SXM4-80GB", (8, 0), 108, 64, 1.41, (167936, 166912), 40 * 2**20
+  ),
+  "h100": _Device(
+    "NVIDIA H100 80GB HBM3", (9, 0), 132, 128, 1.98, (233472, 232448), 50 * 2**20
+  ),
+  "h200": _Device("NVIDIA H200", (9, 0), 132, 128, 1.98, (233472, 232448), 50 * 2**20),
+  "b200": _Device(
+    "NVIDIA B200", (10, 0), 148, 128, 1.965, (233472, 232448), 126 * 2**20
+  ),
+}
+
+
+def installed() -> bool:
+  """Whether the compiler is there."""
+  return any(importlib.util.find_spec(name) is not None for name in PLUGINS)
+
+
+def described_devices(chip: Chip, count: int) -> list[Any]:
+  """So many GPUs in machines of `chip.group`, as the compiler knows them.
+
+  Raises:
+    RuntimeError: the compiler knows no such GPUs, or could not be loaded.
+  """
+  each = min(count, chip.group)
+  with _without_driver():
+    jax.devices("cpu")  # has JAX look for its plugins
+    found = topologies.get_topology_desc(
+      platform="cuda",
+      topology_name=chip.name,
+      topology=f"1x{count // each}x{each}",  # joined by NVLink, machines, GPUs of one
+      target_config=_target(chip),
+    )
+  return list(found.devices)
+
+
+def _target(chip: Chip) -> str:
+  """XLA's GpuTargetConfigProto in text."""
+  device = _DEVICES[chip.name]
+  of_core, of_block = device.shared
+  return f"""
+    platform_name: "CUDA"
+    device_description_str: "{device.name}"
+    runtime_version {{ major: 12 minor: 9 }}
+    dnn_version_info {{ major: 9 minor: 8 }}
+    gpu_device_info {{
+      cuda_compute_capability {{
+        major: {device.capability[0]} minor: {device.capability[1]}
+      }}
+      core_count: {device.cores}
+      fpus_per_core: {device.lanes}
+      clock_rate_ghz: {device.clock}
+      threads_per_warp: 32
+      threads_per_block_limit: 1024
+      threads_per_core_limit: 2048
+      registers_per_core_limit: 65536
+      registers_per_block_limit: 65536
+      block_dim_limit_x: 2147483647
+      block_dim_limit_y: 65535
+      block_dim_limit_z: 65535
+      shared_memory_per_block: 49152
+      shared_memory_per_block_optin: {of_block}
+      shared_memory_per_core: {of_core}
+      l2_cache_size: {device.cache}
+      device_memory_size: {int(chip.memory)}
+      memory_bandwidth: {int(chip.bandwidth)}
+    }}
+  """
+
+
+@contextlib.contextmanager
+def _without_driver() -> Iterator[None]:
+  """The plugin's environment while it is loaded: other code reads these too."""
+  before = {name: os.environ.get(name) for name in _ENVIRONMENT}
+  os.environ.update(_ENVIRONMENT)
+  try:
+    yield
+  finally:
+    for name, value in before.items():
+      if value is None:
+        del os.environ[name]
+      else:
+        os.environ[name] = value

@@ -1,0 +1,74 @@
+"""`plan` with XLA's compiler for GPUs; skipped where the extra `gpu` is not installed.
+
+Each in a process of its own: once JAX has started, a plugin without a GPU stays out.
+"""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from set_diffusion_jax.plan import cuda
+
+pytestmark = pytest.mark.skipif(not cuda.installed(), reason="needs the extra gpu")
+
+
+def run(*arguments):
+  others = ("JAX_PLATFORMS", "XLA_FLAGS")
+  environment = {k: v for k, v in os.environ.items() if k not in others}
+  command = [sys.executable, "-m", "set_diffusion_jax", "plan"]
+  common = ["--config=configs/scale.py", "--config.model.layers=2"]
+  return subprocess.run(
+    [*command, *common, "--vocabulary-size=512", *arguments],
+    capture_output=True,
+    text=True,
+    env=environment,
+    check=False,
+  )
+
+
+@pytest.mark.parametrize("kind", ["a100", "h100", "h200", "b200"])
+def test_every_kind_of_gpu_has_a_compiled_plan(kind, tmp_path):
+  path = tmp_path / "plan.json"
+  done = run(
+    f"--topology=gpu:{kind}x16",
+    "--config.mesh.fsdp=8",
+    "--config.train.batch_size=32",
+    f"--json={path}",
+  )
+  assert (done.returncode, done.stderr) == (0, "")
+  found = json.loads(path.read_text())
+  assert found["memory"]["peak"]["source"] == "compiler"
+  assert found["memory"]["usable"]["source"] == "estimate"
+  assert any("reduce-scatter over fsdp" in name for name in found["collectives"])
+  assert not any("collectives" in note for note in found["notes"])
+
+
+KERNELS = """
+import jax
+from set_diffusion_jax.config import Config
+from set_diffusion_jax.plan import topology
+from set_diffusion_jax.plan.compiled import compile_step
+from set_diffusion_jax.step import Program, make_mesh
+from tests import tiny
+
+devices = topology.described_devices(topology.parse_topology("gpu:h100x2"))
+for name in ("ar", "set", "masked", "block", "general"):
+  c = tiny.config(
+    model__dtype="bfloat16", model__width=128, data__length=128, train__batch_size=8,
+    method__name=name, method__block_size=4,
+  )
+  text = compile_step(Program.of(c, tiny.vocabulary(64), make_mesh(c, devices))).text
+  print(name, text.count("__gpu$xla.gpu.triton"))
+"""
+
+
+def test_every_method_has_the_kernels():
+  """One forward, two backward, in the loop over layers."""
+  done = subprocess.run(
+    [sys.executable, "-c", KERNELS], capture_output=True, text=True, check=False
+  )
+  names = ("ar", "set", "masked", "block", "general")
+  assert done.stdout.split("\n")[:-1] == [f"{name} 3" for name in names]
