@@ -14,8 +14,7 @@ import torch.nn.functional as F
 
 from benchmarks import measure
 from set_diffusion_jax.index import attends, two_streams
-from set_diffusion_jax.model.attention import Shared, attention, scored_pairs
-from set_diffusion_jax.model.layers import rotary_turns
+from set_diffusion_jax.model.attention import attention, choose_kernel
 from set_diffusion_jax.order import Order
 
 HEADS, SIZE, REPEATS = 4, 64, 3
@@ -38,13 +37,13 @@ def case(name: str, length: int, rates: dict[str, float]) -> dict:
   position = jnp.arange(length)[None]
   order = Order(position, jnp.asarray(rank, jnp.int32)[None])
   index = two_streams(order, jnp.ones((1, length), bool), reach)
-  shared = Shared(index, rotary_turns(index.position, SIZE, 1e4), None, None)
+  kernel = choose_kernel(index, SIZE, jnp.float32, None)
   rng = np.random.default_rng(1)
   q, k, v, up = rng.standard_normal((4, 1, HEADS, 2 * length, SIZE)).astype(np.float32)
 
   @jax.jit
   def ours(q, k, v, up):
-    out, pullback = jax.vjp(lambda *qkv: attention(*qkv, shared), q, k, v)
+    out, pullback = jax.vjp(lambda *qkv: attention(*qkv, kernel), q, k, v)
     return out, pullback(up)
 
   arguments = jax.device_put((q, k, v, up))
@@ -65,7 +64,6 @@ def case(name: str, length: int, rates: dict[str, float]) -> dict:
       np.testing.assert_allclose(mine, theirs.detach().numpy(), atol=2e-4, rtol=2e-4)
     runs["peer"], visible = peer, int(mask.sum())
   times = measure.alternating(runs, REPEATS)
-  pairs = scored_pairs(index, SIZE, jnp.float32, None)
   return measure.row(
     name,
     f"L={length}, {HEADS} x {SIZE}",
@@ -73,11 +71,11 @@ def case(name: str, length: int, rates: dict[str, float]) -> dict:
     length,
     times["ours"],
     times.get("peer"),
-    flops=7 * 2.0 * HEADS * SIZE * pairs,
+    flops=7 * 2.0 * HEADS * SIZE * kernel.scored_pairs,
     transferred=8.0 * q.nbytes,
     rates=rates,
     temporary_bytes=temporary,
-    scored_pairs=pairs,
+    scored_pairs=kernel.scored_pairs,
     visible_pairs=visible,
   )
 

@@ -6,28 +6,26 @@ import numpy as np
 import pytest
 
 from set_diffusion_jax.index import two_streams
-from set_diffusion_jax.model import attention as module
-from set_diffusion_jax.model.attention import Cache, Shared, attention, cached_attention
+from set_diffusion_jax.model import blocked
+from set_diffusion_jax.model.attention import attention, choose_kernel
+from set_diffusion_jax.model.cached import Cache, cached_attention
 from set_diffusion_jax.order import Order
 from tests.dense import KINDS, LENGTH, assert_dense, dense, random_index
 
 HEADS, SIZE = 2, 8
 
 
-def shared(index, cache=None):
-  return Shared(index, turns=None, cache=cache, condition=None)
-
-
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("streams", ["clean", "noisy", "both"])
 @pytest.mark.parametrize("piece, bands", [(128, 8), (8, 8), (5, 8), (5, 2), (4, 1)])
 def test_pieces_equal_dense_attention(kind, streams, piece, bands, monkeypatch):
-  monkeypatch.setattr(module, "PIECE", piece)
-  monkeypatch.setattr(module, "BANDS", bands)
+  monkeypatch.setattr(blocked, "PIECE", piece)
+  monkeypatch.setattr(blocked, "BANDS", bands)
   index = random_index(kind, streams)
-  attend = lambda q, k, v: attention(q * SIZE**0.5, k, v, shared(index))
   # Of blocks, one head of keys and values for two of queries.
-  assert_dense(attend, index, HEADS, 1 if kind == "blocks" else HEADS, SIZE)
+  assert_dense(
+    blocked.Blocked.of(index), index, HEADS, 1 if kind == "blocks" else HEADS, SIZE
+  )
 
 
 @pytest.mark.parametrize("kind", ["singletons", "blocks", "one", "general"])
@@ -51,7 +49,7 @@ def test_a_cache_in_any_order_equals_no_cache(kind, fed):
   rest = slice(held, None)
   query = part(index, rest).replace(clean=fed)
   ours, after = cached_attention(
-    q[:, :, rest], k[:, :, rest], v[:, :, rest], shared(query, cache), cached
+    q[:, :, rest], k[:, :, rest], v[:, :, rest], query, cache, cached
   )
   real = np.broadcast_to(np.asarray(query.valid)[:, None, :, None], ours.shape)
   np.testing.assert_allclose(
@@ -68,7 +66,8 @@ def test_memory_is_linear_in_length():
     slot = jnp.arange(length, dtype=jnp.int32)[None]
     index = two_streams(Order(slot, slot), jnp.ones((1, length), bool), reach=1)
     x = jnp.zeros((1, 1, 2 * length, 8))
-    loss = lambda q, k, v: attention(q, k, v, shared(index)).sum()
+    kernel = choose_kernel(index, 8, x.dtype, None)
+    loss = lambda q, k, v: attention(q, k, v, kernel).sum()
     compiled = jax.jit(jax.grad(loss, (0, 1, 2))).lower(x, x, x).compile()
     return compiled.memory_analysis().temp_size_in_bytes
 

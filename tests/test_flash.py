@@ -27,17 +27,18 @@ def small_tiles(monkeypatch):
   monkeypatch.setattr(flash, "VISITED", 4)
 
 
-def kernel(index, mesh):
-  attend = functools.partial(flash.flash_attention, interpret=True)
-  return lambda q, k, v: attend(q, k, v, index, mesh)
-
-
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("streams", ["clean", "noisy", "both"])
 def test_small_tiles_equal_dense_attention(kind, streams, mesh, small_tiles):
   index = random_index(kind, streams)
   # Of blocks, one head of keys and values for two of queries.
-  assert_dense(kernel(index, mesh), index, 2, 1 if kind == "blocks" else 2, size=8)
+  assert_dense(
+    flash.Flash.of(index, mesh, interpret=True),
+    index,
+    2,
+    1 if kind == "blocks" else 2,
+    size=8,
+  )
 
 
 def general(length, rows):
@@ -52,7 +53,9 @@ def test_rows_and_heads_over_devices(key_heads):
   """Tiles as they are; one head of keys cannot be shared out over the tensor axis."""
   mesh = sharding.make_mesh(MeshConfig(1, 2, 1, 2), jax.devices()[:4])
   index = general(256, rows=2)
-  assert_dense(kernel(index, mesh), index, 4, key_heads, size=16)
+  assert_dense(
+    flash.Flash.of(index, mesh, interpret=True), index, 4, key_heads, size=16
+  )
 
 
 @pytest.mark.parametrize("kind", ["singletons", "blocks", "one", "general"])
@@ -60,19 +63,21 @@ def test_rows_and_heads_over_devices(key_heads):
 def test_scored_pairs_are_those_of_the_tiles_visited(kind, streams, small_tiles):
   index = random_index(kind, streams)
   index = index.replace(valid=jnp.ones_like(index.valid), aligned=kind != "general")
-  runs = flash._runs(index, flash._bounds(index))
+  kernel = flash.Flash.of(index, None)
+  runs = kernel.runs
   visited = (runs.keys[..., 1] - runs.keys[..., 0]).sum((1, 2)) * 8 * 4
   if kind == "general":
-    assert max(visited) <= flash.scored_pairs(index)
+    assert max(visited) <= kernel.scored_pairs
   else:
-    np.testing.assert_array_equal(visited, flash.scored_pairs(index))
+    np.testing.assert_array_equal(visited, kernel.scored_pairs)
 
 
 def test_it_lowers_for_cuda(mesh):
   """Three kernels: forward, and the gradients by queries and by keys."""
   index = general(256, rows=2)
   shape = jax.ShapeDtypeStruct((2, 2, index.slots, 64), jnp.bfloat16)
-  attend = lambda q, k, v: flash.flash_attention(q, k, v, index, mesh).sum()
+  kernel = flash.Flash.of(index, mesh)
+  attend = lambda q, k, v: kernel(q, k, v).sum()
   traced = jax.jit(jax.grad(attend, (0, 1, 2))).trace(shape, shape, shape)
   text = traced.lower(lowering_platforms=("cuda",)).as_text()
   for name in ("_forward_kernel", "_d_queries_kernel", "_d_keys_kernel"):
@@ -144,9 +149,9 @@ def test_a_model_with_the_kernel(name, mesh, monkeypatch):
     return nats, gradients
 
   exact, without = both(exact_obj), both(obj)
-  attend = functools.partial(flash.flash_attention, interpret=True)
+  interpreted = functools.partial(flash.Flash.of, interpret=True)
   monkeypatch.setattr(sharding, "platform", lambda mesh: "gpu")
-  monkeypatch.setattr(flash, "flash_attention", attend)
+  monkeypatch.setattr(flash.Flash, "of", interpreted)
   obj = type(obj)(obj.config, build_network(obj.config.model, 12, mesh), 11, 9)
   found = both(obj)
   distance = lambda x, y: jnp.linalg.norm(x - y) / jnp.linalg.norm(y)

@@ -38,8 +38,7 @@ def aligned(streams, reach, length=LENGTH, rows=2):
 def test_the_kernel_equals_dense_attention(streams, reach, key_heads):
   index = aligned(streams, reach)
   mesh = make_mesh(MeshConfig(1, 1, 1, 1), jax.devices()[:1])
-  kernel = lambda q, k, v: splash.splash_attention(q, k, v, index, mesh, interpret=True)
-  assert_dense(kernel, index, 2, key_heads, SIZE)
+  assert_dense(splash.Splash(index, mesh, interpret=True), index, 2, key_heads, SIZE)
 
 
 @pytest.mark.parametrize("streams", STREAMS)
@@ -85,7 +84,7 @@ def test_what_the_kernel_is_used_for(monkeypatch):
 def test_scored_pairs_are_whole_tiles():
   index = aligned("both", 1, length=1024, rows=1)
   # Tiles of 512: three of each causal half, and two on the noisy diagonal.
-  assert splash.scored_pairs(index) == 8 * 512**2
+  assert splash.Splash(index, None).scored_pairs == 8 * 512**2
   visible = key_intervals(index.replace(valid=jnp.ones_like(index.valid)))
   pairs = visible.clean_end + visible.noisy_end - visible.noisy_start
-  assert int(pairs.sum()) == 1024 * 1025 < splash.scored_pairs(index)
+  assert int(pairs.sum()) == 1024 * 1025 < splash.Splash(index, None).scored_pairs

@@ -9,7 +9,7 @@ from jax.sharding import AbstractMesh, Mesh
 
 from set_diffusion_jax.config import ModelConfig
 from set_diffusion_jax.index import clean_stream
-from set_diffusion_jax.model.attention import Cache, Layers
+from set_diffusion_jax.model.cached import Cache, Layers
 from set_diffusion_jax.model.transformer import Transformer
 from set_diffusion_jax.order import left_to_right
 from set_diffusion_jax.sharding import row_ways

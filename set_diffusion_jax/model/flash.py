@@ -12,12 +12,13 @@ float32, whose products have no tensor cores, keeps the XLA path of `attention`.
 import functools
 from typing import NamedTuple
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 from jax.sharding import AbstractMesh, Mesh
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Int
 
 from set_diffusion_jax import sharding
 from set_diffusion_jax.index import TokenIndex, key_intervals
@@ -47,32 +48,6 @@ def applies(
   return (
     fits and head_size in HEAD_SIZES and index.clean % OWN == index.slots % OWN == 0
   )
-
-
-def flash_attention(
-  q: Float[Array, "B H T Dh"],
-  k: Float[Array, "B G T Dh"],
-  v: Float[Array, "B G T Dh"],
-  index: TokenIndex,
-  mesh: Mesh,
-  interpret: bool = False,
-) -> Float[Array, "B H T Dh"]:
-  """As `attention`, of scaled queries; each device has its own rows and heads.
-
-  Padding gets zeros.
-
-  Args:
-    q: queries, times 1 / sqrt(Dh).
-    k: keys; each of the G heads serves H / G heads of queries.
-    v: values.
-    index: for which `applies`, of T slots in generation order.
-    mesh: that q, k and v are laid out on.
-    interpret: runs anywhere, slowly.
-  """
-  bounds = _bounds(index)
-  local = functools.partial(_attend, interpret)
-  heads = q, k.astype(q.dtype), v.astype(q.dtype)
-  return sharding.per_device(local, mesh, heads, (bounds, _runs(index, bounds)))
 
 
 # --- Which pairs of tiles meet --------------------------------------------------------
@@ -136,6 +111,60 @@ def _run(met: Bool[Array, "B own visited"], clean: int):
   return jnp.stack(runs, axis=-2).astype(jnp.int32)
 
 
+@flax.struct.dataclass
+class Flash:
+  """Attention under the mask of an index, for any layer; see `attention`.
+
+  Each device has its own rows and heads. Padding gets zeros.
+
+  Attributes:
+    index: for which `applies`.
+    bounds: the slots that each query sees.
+    runs: the tiles that meet.
+    mesh: that queries, keys and values are laid out on (static).
+    interpret: runs anywhere, slowly (static).
+  """
+
+  index: TokenIndex
+  bounds: _Bounds
+  runs: _Runs
+  mesh: Mesh = flax.struct.field(pytree_node=False)
+  interpret: bool = flax.struct.field(pytree_node=False, default=False)
+
+  @classmethod
+  def of(cls, index: TokenIndex, mesh: Mesh, interpret: bool = False) -> "Flash":
+    """For slots in generation order."""
+    bounds = _bounds(index)
+    return cls(index, bounds, _runs(index, bounds), mesh, interpret)
+
+  def __call__(self, q: Array, k: Array, v: Array) -> Array:
+    """The mixture [B, H, T, Dh] of scaled queries."""
+    local = functools.partial(_attend, self.interpret)
+    heads = q, k.astype(q.dtype), v.astype(q.dtype)
+    return sharding.per_device(local, self.mesh, heads, (self.bounds, self.runs))
+
+  @property
+  def scored_pairs(self) -> int:
+    """Query-key pairs of the tiles that are visited, of one row and one head.
+
+    Where ranks depend on the drawn order, the most that they can be.
+    """
+    index = self.index
+    clean, reach, slots = index.clean, index.reach, index.slots
+    pairs = 0
+    for first in range(0, slots, OWN):
+      place = first - clean * (first >= clean)  # in its stream
+      start, end = place // reach * reach, -(-(place + OWN) // reach) * reach
+      if first < clean:
+        tiles = -(-min(end, clean) // VISITED)
+      else:
+        before = end - (reach if index.aligned else 1)  # where the last set begins
+        tiles = -(-min(before, clean) // VISITED)
+        tiles += -(-min(end, slots - clean) // VISITED) - start // VISITED
+      pairs += tiles * OWN * VISITED
+    return pairs
+
+
 # --- Kernels --------------------------------------------------------------------------
 
 
@@ -146,7 +175,7 @@ def _call(kernel, interpret: bool, tiled, whole, runs, outputs):
 
   Args:
     kernel: is given references to inputs and outputs, in this order.
-    interpret: see `flash_attention`.
+    interpret: see `Flash`.
     tiled: of which it is given its own tile.
     whole: of which it is given all T slots.
     runs: of which it is given those of its tile.
@@ -293,23 +322,3 @@ def _backward(interpret, kept, d_out):
 
 
 _attend.defvjp(_save, _backward)
-
-
-def scored_pairs(index: TokenIndex) -> int:
-  """Query-key pairs of the tiles that are visited, of one row and one head.
-
-  Where ranks depend on the drawn order, the most that they can be.
-  """
-  clean, reach, slots = index.clean, index.reach, index.slots
-  pairs = 0
-  for first in range(0, slots, OWN):
-    place = first - clean * (first >= clean)  # in its stream
-    start, end = place // reach * reach, -(-(place + OWN) // reach) * reach
-    if first < clean:
-      tiles = -(-min(end, clean) // VISITED)
-    else:
-      before = end - (reach if index.aligned else 1)  # where the last set begins
-      tiles = -(-min(before, clean) // VISITED)
-      tiles += -(-min(end, slots - clean) // VISITED) - start // VISITED
-    pairs += tiles * OWN * VISITED
-  return pairs

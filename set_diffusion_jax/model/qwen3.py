@@ -6,7 +6,8 @@ from jax.sharding import NamedSharding
 from jaxtyping import Array, Float, Key
 
 from set_diffusion_jax.config import ModelConfig
-from set_diffusion_jax.model.attention import Shared, attention, cached_attention
+from set_diffusion_jax.model.attention import Shared, attention
+from set_diffusion_jax.model.cached import cached_attention
 from set_diffusion_jax.model.layers import (
   Linear,
   RMSNorm,
@@ -51,9 +52,9 @@ class Qwen3Block(nn.Module):
     k = normed(heads(x, c.key_heads, "k"), "k_norm")
     v = heads(x, c.key_heads, "v")
     if cached is None:
-      x = attention(q, k, v, shared)
+      x = attention(q, k, v, shared.kernel)
     else:
-      x, cached = cached_attention(q, k, v, shared, cached)
+      x, cached = cached_attention(q, k, v, shared.index, shared.cache, cached)
     x = jnp.moveaxis(x, 1, 2)  # [B, T, H, Dh]
     x = Linear((c.heads, size), width, bias=False, scale=residual, name="out")(x)
     h = saved(h + dropout(x, key_1, c.dropout))

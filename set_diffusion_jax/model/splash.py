@@ -10,12 +10,13 @@ are no such function; they, and float32, whose products the kernel would round t
 bfloat16, keep the XLA path of `attention`.
 """
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental.pallas.ops.tpu import splash_attention as splash
 from jax.sharding import AbstractMesh, Mesh
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from set_diffusion_jax import sharding
 from set_diffusion_jax.index import TokenIndex
@@ -75,30 +76,30 @@ def _tile(index: TokenIndex) -> int | None:
   return next((size for size in TILES if even and stream % size == 0), None)
 
 
-def splash_attention(
-  q: Float[Array, "B H T Dh"],
-  k: Float[Array, "B G T Dh"],
-  v: Float[Array, "B G T Dh"],
-  index: TokenIndex,
-  mesh: Mesh,
-  interpret: bool = False,
-) -> Float[Array, "B H T Dh"]:
-  """As `attention`, of scaled queries; each device has its own rows and heads.
+@flax.struct.dataclass
+class Splash:
+  """Attention under the mask of an index, for any layer; see `attention`.
 
-  Padding comes last, so singletons never see it; larger sets are told by segments.
-  What a padding query gets is nobody's to read.
+  Each device has its own rows and heads. Padding comes last, so singletons never see
+  it; larger sets are told by segments. What a padding query gets is nobody's to read.
 
-  Args:
-    q: queries, times 1 / sqrt(Dh).
-    k: keys; each of the G heads serves H / G heads of queries.
-    v: values.
-    index: for which `applies`, of T slots.
-    mesh: that q, k and v are laid out on.
-    interpret: runs anywhere, slowly.
+  Attributes:
+    index: for which `applies`.
+    mesh: that queries, keys and values are laid out on (static).
+    interpret: runs anywhere, slowly (static).
   """
-  size = _tile(index)
 
-  def local(q, k, v, valid):
+  index: TokenIndex
+  mesh: Mesh = flax.struct.field(pytree_node=False)
+  interpret: bool = flax.struct.field(pytree_node=False, default=False)
+
+  def __call__(self, q: Array, k: Array, v: Array) -> Array:
+    """The mixture [B, H, T, Dh] of scaled queries."""
+    heads = q, k.astype(q.dtype), v.astype(q.dtype)
+    return sharding.per_device(self._local, self.mesh, heads, (self.index.valid,))
+
+  def _local(self, q: Array, k: Array, v: Array, valid: Array) -> Array:
+    size, index = _tile(self.index), self.index
     mask = AlignedSets(index.slots, index.clean, index.reach)
     kernel = splash.make_splash_mha_single_device(
       splash.MultiHeadMask([mask] * q.shape[1]),
@@ -111,21 +112,17 @@ def splash_attention(
         block_kv_dq=size,
       ),
       residual_checkpoint_name=SAVED,
-      interpret=interpret,
+      interpret=self.interpret,
     )
     if index.reach == 1:
       return jax.vmap(kernel)(q, k, v)
     part = valid.astype(jnp.int32)
     return jax.vmap(kernel)(q, k, v, splash.SegmentIds(part, part))
 
-  heads = q, k.astype(q.dtype), v.astype(q.dtype)
-  return sharding.per_device(local, mesh, heads, (index.valid,))
-
-
-def scored_pairs(index: TokenIndex) -> int:
-  """Query-key pairs of the tiles that hold a visible one, of one row and one head."""
-  size = _tile(index)
-  mask = AlignedSets(index.slots, index.clean, index.reach)
-  starts = range(0, index.slots, size)
-  tiles = (mask[slice(i, i + size), slice(j, j + size)] for i in starts for j in starts)
-  return size**2 * sum(bool(tile.any()) for tile in tiles)
+  @property
+  def scored_pairs(self) -> int:
+    """Query-key pairs of tiles that hold a visible one, of one row and one head."""
+    size, index = _tile(self.index), self.index
+    mask = AlignedSets(index.slots, index.clean, index.reach)
+    parts = [slice(first, first + size) for first in range(0, index.slots, size)]
+    return size**2 * sum(bool(mask[i, j].any()) for i in parts for j in parts)

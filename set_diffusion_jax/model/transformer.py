@@ -11,7 +11,8 @@ from jaxtyping import Array, Float, Int, Key
 
 from set_diffusion_jax.config import ModelConfig
 from set_diffusion_jax.index import TokenIndex
-from set_diffusion_jax.model.attention import Cache, Layers, Shared
+from set_diffusion_jax.model.attention import Shared, choose_kernel
+from set_diffusion_jax.model.cached import Cache, Layers
 from set_diffusion_jax.model.dit import Condition, DiTBlock, Modulation, modulate
 from set_diffusion_jax.model.layers import (
   SAVED,
@@ -94,10 +95,11 @@ class Transformer(nn.Module):
       keys = fold(dropout_keys, layers)
     condition = self.condition() if c.adaln else None
     if cache is None:
-      shared = Shared(index, turns, None, condition, self.mesh)
+      kernel = choose_kernel(index, c.head_width, h.dtype, self.mesh)
+      shared = Shared(index, turns, kernel, None, condition)
       h, layers = self.blocks(h, None, keys, shared)
     else:
-      shared = Shared(index, turns, cache.replace(layers=[]), condition)
+      shared = Shared(index, turns, None, cache.replace(layers=[]), condition)
       h, layers = self._with_cache(h, cache.layers, shared)
     return by_row(h, self.rows), layers
 
