@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from benchmarks import measure
 from benchmarks.shapes import Shape, every_shape
 from benchmarks.torch_peer import noisy_nats
-from set_diffusion_jax.loss import PIECE_ELEMENTS, slot_nats
+from set_diffusion_jax.loss import PIECE_ELEMENTS, priced_nats
 
 REPEATS = 5
 
@@ -28,10 +28,14 @@ def case(name: str, shape: Shape, rates: dict[str, float]) -> dict:
   kernel = 0.02 * rng.standard_normal((shape.width, shape.vocab_size), np.float32)
   target, mask = shape.texts(shape.batch), shape.vocabulary.mask
 
+  def unembed(kernel, _, h):
+    return jnp.einsum("bpd,dv->bpv", h, kernel, precision="highest")
+
   def loss(h, kernel, target):
-    unembed = lambda h: jnp.einsum("bpd,dv->bpv", h, kernel, precision="highest")
+    prices = jnp.full((1, *target.shape), 1 / target.size)
     elements = PIECE_ELEMENTS[jax.default_backend()]
-    return slot_nats(unembed, h, target, shape.vocab_size, mask, elements).mean()
+    sizes = shape.vocab_size, mask, elements
+    return priced_nats(unembed, kernel, None, h, target, prices, *sizes)[0][0]
 
   ours = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))
   arguments = jax.device_put((h, kernel, target))

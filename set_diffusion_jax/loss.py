@@ -6,10 +6,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 # Logits of one piece on one device, in elements. On CPU they should stay in its caches;
-# on TPU, where the output layer's weights are sharded, each piece gathers them anew.
+# elsewhere, where the output layer's weights are sharded, each piece gathers them anew.
 PIECE_ELEMENTS = {"cpu": 2**23, "gpu": 2**28, "tpu": 2**28}
 
 
@@ -97,20 +97,97 @@ def slot_nats(
     elements: logits of a piece, on all devices together; see PIECE_ELEMENTS.
   """
 
-  def piece(h, target):
-    return negative_log_likelihood(unembed(h), target, suppress)
+  def piece(_, hs):
+    h, target = hs
+    return None, negative_log_likelihood(unembed(h), target, suppress)
 
-  batch, slots = target.shape
-  size = piece_slots(batch, slots, vocab_size, elements)
+  size = _piece_slots(*target.shape, vocab_size, elements)
+  return _in_pieces(piece, size, None, (h, target))[1]
+
+
+def priced_nats(
+  unembed: Callable[[PyTree, PyTree, Array], Array],
+  params: PyTree,
+  others: PyTree,
+  h: Float[Array, "B R D"],
+  target: Int[Array, "B R"],
+  prices: Float[Array, "K B R"],
+  vocab_size: int,
+  suppress: int | None,
+  elements: int,
+) -> tuple[Float[Array, " K"], Float[Array, "B R"]]:
+  """K sums of price times nats, and the nats, as `slot_nats` has them.
+
+  What a nat costs is known before it is, so that the gradient is taken while a piece's
+  logits are there, and they are never computed again. Gradients flow through the sums
+  to `params` and `h` alone.
+
+  Args:
+    unembed: (params, others, h [B, P, D]) -> logits [B, P, V].
+    params: of the output layer.
+    others: what else it needs.
+    h: hidden states of the slots that predict.
+    target: what they are to predict.
+    prices: of each target, in each sum; nats of price 0 are not read.
+    vocab_size: V.
+    suppress: see `negative_log_likelihood`.
+    elements: as of `slot_nats`.
+  """
+  size = _piece_slots(*target.shape, vocab_size, elements)
+  totals, nats = _priced(unembed, suppress, size, params, others, h, target, prices)
+  return totals, jax.lax.stop_gradient(nats)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _priced(unembed, suppress, size, params, others, h, target, prices):
+  return _priced_forward(unembed, suppress, size, params, others, h, target, prices)[0]
+
+
+def _priced_forward(unembed, suppress, size, params, others, h, target, prices):
+  by_slot = jnp.moveaxis(prices, 0, 2)  # [B, R, K]
+
+  def piece(sums, parts):
+    h, target, prices = parts
+
+    def nats_of(params, h):
+      return negative_log_likelihood(unembed(params, others, h), target, suppress)
+
+    nats, pullback = jax.vjp(nats_of, params, h)
+    found = [pullback(prices[..., k]) for k in range(prices.shape[-1])]
+    sums = jax.tree.map(jnp.add, sums, [d_params for d_params, _ in found])
+    return sums, (nats, jnp.stack([d_h for _, d_h in found], axis=2))
+
+  none = [jax.tree.map(jnp.zeros_like, params) for _ in prices]
+  d_params, (nats, d_h) = _in_pieces(piece, size, none, (h, target, by_slot))
+  totals = jnp.where(prices != 0, nats[None] * prices, 0.0).sum((1, 2))
+  return (totals, nats), (d_params, d_h)
+
+
+def _priced_backward(unembed, suppress, size, gradients, cotangents):
+  (d_params, d_h), (d_totals, _) = gradients, cotangents
+  shares = list(d_totals)
+  d_params = jax.tree.map(
+    lambda *each: sum(s * x for s, x in zip(shares, each, strict=True)), *d_params
+  )
+  d_h = jnp.einsum("brkd,k->brd", d_h, d_totals).astype(d_h.dtype)
+  return d_params, None, d_h, None, None
+
+
+_priced.defvjp(_priced_forward, _priced_backward)
+
+
+def _in_pieces(piece, size: int, carry, arrays):
+  """Scans `piece` over runs of `size` slots of arrays [B, R, ...]."""
+  batch, slots = arrays[0].shape[:2]
   if size == slots:
-    return piece(h, target)
+    return piece(carry, arrays)
   split = lambda x: jnp.moveaxis(x.reshape(batch, -1, size, *x.shape[2:]), 1, 0)
-  # Recomputing a piece's logits in the backward pass is what keeps them from piling up.
-  nats = jax.lax.map(lambda hs: jax.checkpoint(piece)(*hs), (split(h), split(target)))
-  return jnp.moveaxis(nats, 0, 1).reshape(batch, slots)
+  carry, found = jax.lax.scan(piece, carry, jax.tree.map(split, arrays))
+  join = lambda x: jnp.moveaxis(x, 0, 1).reshape(batch, slots, *x.shape[3:])
+  return carry, jax.tree.map(join, found)
 
 
-def piece_slots(batch: int, slots: int, vocab_size: int, elements: int) -> int:
+def _piece_slots(batch: int, slots: int, vocab_size: int, elements: int) -> int:
   """Slots of a piece of the loss, a divisor of all `slots`."""
   size = max(1, min(slots, elements // (batch * vocab_size)))
   while slots % size:

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Key
 from set_diffusion_jax import corrupt, sharding
 from set_diffusion_jax.config import Config
 from set_diffusion_jax.corrupt import Batch, Noise, Streams
-from set_diffusion_jax.loss import PIECE_ELEMENTS, slot_nats
+from set_diffusion_jax.loss import PIECE_ELEMENTS, priced_nats, slot_nats
 from set_diffusion_jax.model import Network
 from set_diffusion_jax.order import (
   Order,
@@ -173,23 +173,50 @@ class Objective:
     self, params, streams: Streams, dropout_keys: Key[Array, " B"] | None = None
   ) -> Float[Array, "B R"]:
     """-log p of each target in nats, counted or not."""
-    h, _ = self.network.hidden(
-      params, streams.tokens, streams.index, None, dropout_keys
-    )
-    slots = streams.target.shape[-1]
     return slot_nats(
       functools.partial(self.network.unembed, params),
-      h[:, -slots:],
+      self._predicting(params, streams, dropout_keys),
       streams.target,
       self.network.vocab_size,
       self.suppressed,
       self.piece_elements,
     )
 
-  def training_nats(
-    self, params, batch: Batch, keys: Key[Array, " B"], clip: Float[Array, " 2"]
-  ):
-    """Draws order, noise and dropout; returns (nats [B, R], their streams).
+  def priced_nats(
+    self,
+    params,
+    streams: Streams,
+    dropout_keys: Key[Array, " B"] | None,
+    prices: Float[Array, "K B R"],
+  ) -> tuple[Float[Array, " K"], Float[Array, "B R"]]:
+    """K sums of nats times prices, to be differentiated, and the nats, to be read."""
+    head, others = self.network.split_head(params)
+    return priced_nats(
+      self._unembed,
+      head,
+      others,
+      self._predicting(params, streams, dropout_keys),
+      streams.target,
+      prices,
+      self.network.vocab_size,
+      self.suppressed,
+      self.piece_elements,
+    )
+
+  def _unembed(self, head, others, h):
+    return self.network.unembed({**head, **others}, h)
+
+  def _predicting(self, params, streams: Streams, dropout_keys):
+    """Hidden states of the slots that predict."""
+    h, _ = self.network.hidden(
+      params, streams.tokens, streams.index, None, dropout_keys
+    )
+    return h[:, -streams.target.shape[-1] :]
+
+  def training_streams(
+    self, batch: Batch, keys: Key[Array, " B"], clip: Float[Array, " 2"]
+  ) -> tuple[Streams, Key[Array, " B"] | None]:
+    """Draws order and noise, and the keys of dropout if there is any.
 
     `clip` is the range of noise levels, [t_min, t_max].
     """
@@ -198,9 +225,7 @@ class Objective:
     order = self.draw_order(batch, order_keys, True)
     noise = self.draw_noise(batch, order, *split_rows(noise_keys), clip=clip)
     streams = self.streams(batch, order, noise, True)
-    if self.config.model.dropout == 0:
-      dropout_keys = None
-    return self.nats(params, streams, dropout_keys), streams
+    return streams, dropout_keys if self.config.model.dropout else None
 
   def evaluation_nats(
     self,

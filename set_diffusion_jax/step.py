@@ -46,24 +46,27 @@ def micro_gradients(objective: Objective, params, clip, batch: Batch, keys) -> S
   """The sums of one micro-batch: one forward pass, and a backward pass a gradient."""
   config = objective.config
   keys, sign_keys = split_rows(keys)
+  streams, dropout_keys = objective.training_streams(batch, keys, clip)
+  weight = streams.weight
 
-  def losses(params):
-    nats, streams = objective.training_nats(params, batch, keys, clip)
-    return weighted(nats, streams.weight), streams
+  def terms_of(nats):
+    each = weighted(nats, weight)
+    return loss_terms(each, weight, streams.counted, config.loss.denominator)
 
-  each, pullback, streams = jax.vjp(losses, params, has_aux=True)
-
-  def numerator(each):
-    terms = loss_terms(each, streams.weight, streams.counted, config.loss.denominator)
-    return terms.numerator, terms
-
-  share, terms = jax.grad(numerator, has_aux=True)(each)
-  (gradient,) = pullback(share)
-  signed = plain = None
+  # The loss is linear in the nats: what each of them costs does not depend on them.
+  prices = [jax.grad(lambda nats: terms_of(nats).numerator)(jnp.zeros_like(weight))]
   if config.train.gradient_variance:
-    sign = jax.vmap(lambda key: jax.random.rademacher(key, each.shape[1:], each.dtype))
-    (signed,) = pullback(sign(sign_keys))
-    (plain,) = pullback(jnp.ones_like(each))
+    sign = jax.vmap(
+      lambda key: jax.random.rademacher(key, weight.shape[1:], jnp.float32)
+    )
+    prices += [weight * sign(sign_keys), weight]
+  priced = lambda params: objective.priced_nats(
+    params, streams, dropout_keys, jnp.stack(prices)
+  )
+  _, pullback, nats = jax.vjp(priced, params, has_aux=True)
+  found = [pullback(one)[0] for one in jnp.eye(len(prices))]
+  gradient, signed, plain = (*found, None, None)[:3]
+  terms = terms_of(nats)
   tokens = streams.counted.sum().astype(jnp.float32)
   predicted = (streams.weight > 0).sum().astype(jnp.float32)
   return Sums(terms, tokens, predicted, gradient, signed, plain)

@@ -1,5 +1,7 @@
 """Streams, losses and what a prediction may depend on."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +12,7 @@ from set_diffusion_jax.config import DENOMINATORS
 from set_diffusion_jax.loss import (
   loss_terms,
   negative_log_likelihood,
+  priced_nats,
   slot_nats,
   weighted,
 )
@@ -156,18 +159,44 @@ def test_cross_entropy_in_pieces(limit):
   h, w = jnp.asarray(h, jnp.float32), jnp.asarray(w, jnp.float32)
   target = jnp.asarray(rng.integers(0, VOCAB - 1, (3, 8)))
 
-  def total(h, w):
-    return slot_nats(lambda h: h @ w, h, target, VOCAB, VOCAB - 1, limit).sum()
+  prices = jnp.asarray(rng.normal(size=(2, 3, 8)), jnp.float32)
+  prices = prices.at[:, 1].set(0)
+  half = jnp.float32(0.5)  # what else the output layer needs
 
   def oracle(h, w):
-    kept = (jnp.einsum("brd,dv->brv", h, w))[..., :-1]
-    return optax.softmax_cross_entropy_with_integer_labels(kept, target).sum()
+    kept = 0.5 * (jnp.einsum("brd,dv->brv", h, w))[..., :-1]
+    nats = optax.softmax_cross_entropy_with_integer_labels(kept, target)
+    return (prices * nats[None]).sum((1, 2)), nats
 
-  with jax.numpy_rank_promotion("allow"):
-    np.testing.assert_allclose(total(h, w), oracle(h, w), rtol=1e-5)
-    ours, theirs = jax.grad(total, (0, 1))(h, w), jax.grad(oracle, (0, 1))(h, w)
-  for x, y in zip(ours, theirs, strict=True):
-    np.testing.assert_allclose(x, y, atol=1e-5)
+  def ours(h, w):
+    unembed = lambda w, half, h: half * jnp.einsum("brd,dv->brv", h, w)
+    more = target, prices, VOCAB, VOCAB - 1, limit
+    return priced_nats(unembed, w, half, h, *more)
+
+  expected, pullback, nats = jax.vjp(oracle, h, w, has_aux=True)
+  totals, our_pullback, our_nats = jax.vjp(ours, h, w, has_aux=True)
+  close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5)
+  close(totals, expected)
+  close(our_nats, nats)
+  unembed = lambda h: half * jnp.einsum("brd,dv->brv", h, w)
+  close(slot_nats(unembed, h, target, VOCAB, VOCAB - 1, limit), nats)
+  for up in jnp.array([[1.0, 0.0], [0.0, 1.0], [2.0, -0.5]]):
+    jax.tree.map(close, our_pullback(up), pullback(up))
+
+
+def test_no_sum_reads_what_has_no_price():
+  """Also where it cannot be predicted at all, so that its nats are infinite."""
+  h, w = jnp.ones((1, 2, 3)), jax.random.normal(jax.random.key(0), (3, VOCAB))
+  target, prices = jnp.array([[VOCAB - 1, 3]]), jnp.array([[[0.0, 1.0]]])
+
+  def total(h):
+    unembed = lambda w, _, h: jnp.einsum("brd,dv->brv", h, w)
+    return priced_nats(unembed, w, None, h, target, prices, VOCAB, VOCAB - 1, 1)[0][0]
+
+  value, gradient = jax.value_and_grad(total)(h)
+  assert jnp.isfinite(value)
+  assert (gradient[:, 0] == 0).all()
+  assert (gradient[:, 1] != 0).all()
 
 
 def test_dropout_is_drawn_by_row():
@@ -176,8 +205,8 @@ def test_dropout_is_drawn_by_row():
   keys = row_keys(stream_key(0, 0), 0, batch.row)
   together = tiny.training_nats(obj, params, batch, keys)
   pick = jnp.array([2])
-  alone, _ = obj.training_nats(
-    params, jax.tree.map(lambda x: x[pick], batch), keys[pick], tiny.CLIP
+  alone = tiny.training_nats(
+    obj, params, jax.tree.map(lambda x: x[pick], batch), keys[pick]
   )
   np.testing.assert_allclose(together[2:3], alone, atol=1e-5)
   first, second = split_rows(keys)
@@ -234,8 +263,8 @@ def test_the_backward_pass_keeps_what_takes_a_product():
     obj = tiny.objective(model__layers=layers)
     batch, params = tiny.batch(), tiny.params(obj)
     keys = row_keys(stream_key(0, 0), 0, batch.row)
-    nats = lambda params: obj.training_nats(params, batch, keys, tiny.CLIP)[0]
-    kept = jax.eval_shape(lambda p: jax.vjp(nats, p)[1], params)
+    total = lambda params: tiny.drawn_nats(obj, params, batch, keys)[0]
+    kept = jax.eval_shape(lambda p: jax.vjp(total, p)[1], params)
     kept = [x for x in jax.tree.leaves(kept) if x.dtype == jnp.float32]
     weights = [x[0].size for x in jax.tree.leaves(params["blocks"])]
     return sum(x.size for x in kept) - layers * sum(weights), obj.config
@@ -258,7 +287,7 @@ def test_remat_and_bfloat16_compute():
   half = tiny.objective(model__dtype="bfloat16")
   params, batch = tiny.params(obj, scale=0.1), tiny.batch()
   keys = row_keys(stream_key(0, 0), 0, batch.row)
-  total = lambda o: lambda p: o.training_nats(p, batch, keys, tiny.CLIP)[0].sum()
+  total = lambda o: lambda p: tiny.drawn_nats(o, p, batch, keys)[0]
   ours, theirs = jax.grad(total(obj))(params), jax.grad(total(remat))(params)
   jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-4), ours, theirs)
   exact, rough = (

@@ -263,7 +263,8 @@ def test_step_is_the_gradient_of_the_mean(tmp_path):
   keys, _ = split_rows(keys)
 
   def mean(params):
-    nats, streams = run.objective.training_nats(params, batch, keys, start.clip)
+    streams, dropout_keys = run.objective.training_streams(batch, keys, start.clip)
+    nats = run.objective.nats(params, streams, dropout_keys)
     return (nats * streams.weight).sum() / streams.counted.sum()
 
   loss, gradient = jax.value_and_grad(mean)(start.params)
@@ -464,7 +465,8 @@ def test_gradient_variance_is_that_of_single_tokens(accumulate):
   keys = jax.random.split(jax.random.key(0), 2)  # nothing of AR is drawn
 
   def each(params):
-    return obj.training_nats(params, batch, keys, clip)[0][:, :-1].ravel()
+    streams, _ = obj.training_streams(batch, keys, clip)
+    return obj.nats(params, streams)[:, :-1].ravel()
 
   single = jax.tree.leaves(jax.jit(jax.jacrev(each))(params))
   single = np.concatenate([np.reshape(g, (10, -1)) for g in single], axis=1)

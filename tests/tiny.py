@@ -92,8 +92,17 @@ nats = jax.jit(
 )
 CLIP = jnp.array([0.0, 1.0])
 
+
+def drawn_nats(obj, params, batch, keys):
+  """Of what training draws, with a sum that has their gradient."""
+  streams, dropout_keys = obj.training_streams(batch, keys, CLIP)
+  prices = jnp.ones_like(streams.weight)[None]
+  totals, nats = obj.priced_nats(params, streams, dropout_keys, prices)
+  return totals[0], nats
+
+
 training_nats = jax.jit(
-  lambda obj, params, batch, keys: obj.training_nats(params, batch, keys, CLIP)[0],
+  lambda obj, params, batch, keys: drawn_nats(obj, params, batch, keys)[1],
   static_argnums=0,
 )
 

@@ -52,8 +52,16 @@ class Network:
     )
 
   def unembed(self, params, h):
-    """See `Transformer.unembed`."""
+    """See `Transformer.unembed`; the blocks need not be among the parameters."""
     return self.module.apply({"params": params}, h, method="unembed")
+
+  def split_head(self, params: dict) -> tuple[dict, dict]:
+    """Parameters that `unembed` reads, and the others without the blocks."""
+    tied = self.module.config.tied
+    unread = {"blocks"} if tied else {"blocks", "embedding"}
+    head = {name: x for name, x in params.items() if name not in unread}
+    rest = unread - {"blocks"}
+    return head, {name: params[name] for name in rest}
 
 
 def build_network(

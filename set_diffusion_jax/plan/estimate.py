@@ -37,15 +37,20 @@ def temporaries(program: Program, vocabulary: Vocabulary) -> int:
 
   def kept(params, batch, clip):
     keys = row_keys(stream_key(train.seed, TRAIN), 0, batch.row)
-    nats = lambda params: local.objective.training_nats(params, batch, keys, clip)[0]
-    return jax.vjp(nats, params)[1]
+    streams, dropout_keys = local.objective.training_streams(batch, keys, clip)
+    priced = lambda params: local.objective.priced_nats(
+      params, streams, dropout_keys, streams.weight[None]
+    )
+    return jax.vjp(priced, params, has_aux=True)[1]
 
   state = local.abstract_state()
   found = jax.eval_shape(kept, state.params, local.abstract_batch(), state.clip)
   size = lambda tree: sum(
     math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree)
   )
-  activations = max(0, size(found) - size(state.params)) // shape["tensor"]
+  head, _ = local.objective.network.split_head(state.params)
+  weights = size(state.params) + size(head)  # the gradient of the head is there too
+  activations = max(0, size(found) - weights) // shape["tensor"]
   vocab_size = vocabulary.size * rows * config.data.length
   logits = 2 * 4 * min(PIECE_ELEMENTS["gpu"], vocab_size) // shape["tensor"]
   gradients = 2 * held(program).parameters  # of a micro-batch, and their sum

@@ -22,7 +22,6 @@ class Flops:
     scored: attention over the pairs that are computed.
     head: the output layer.
     remat: whether layers are computed again in the backward pass.
-    pieces: whether the output layer is (the loss is taken in pieces).
   """
 
   layers: float
@@ -31,7 +30,6 @@ class Flops:
   scored: float
   head: float
   remat: bool
-  pieces: bool
 
   @property
   def model(self) -> float:
@@ -49,7 +47,7 @@ class Flops:
     """
     again = self.layers - self.last if self.remat else 0
     attention = self.scored / 2 * (9 if self.remat else 7)
-    return 3 * self.layers + again + attention + self.head * (4 if self.pieces else 3)
+    return 3 * (self.layers + self.head) + again + attention
 
 
 def layer_weights(model: ModelConfig) -> int:
@@ -83,7 +81,6 @@ def forward_flops(
   predicted: int,
   visible: int,
   scored: int,
-  pieces: bool,
 ) -> Flops:
   """The operations of a model.
 
@@ -95,7 +92,6 @@ def forward_flops(
     predicted: R.
     visible: P that the mask allows.
     scored: P that the attention kernel computes.
-    pieces: whether the loss is taken in pieces.
   """
   linear = 2.0 * rows * slots * model.layers
   pair = 2 * 2 * model.heads * model.head_width * model.layers
@@ -106,5 +102,4 @@ def forward_flops(
     scored=float(rows) * scored * pair,
     head=2.0 * rows * predicted * model.width * vocab_size,
     remat=model.remat == "layer",
-    pieces=pieces,
   )

@@ -6,7 +6,6 @@ import math
 import jax
 import jax.numpy as jnp
 
-from set_diffusion_jax.loss import piece_slots
 from set_diffusion_jax.model.attention import scored_pairs
 from set_diffusion_jax.plan.flops import Flops, forward_flops, visible_pairs
 from set_diffusion_jax.rng import TRAIN, row_keys, stream_key
@@ -61,22 +60,19 @@ def step_flops(program: Program) -> Flops:
   """Of one step over the global batch."""
   config, objective = program.config, program.objective
   rows, length = config.train.batch_size, config.data.length
-  micro = rows // config.train.accumulate
 
-  def streams(params, batch, clip):
+  def streams(batch, clip):
     keys = row_keys(stream_key(config.train.seed, TRAIN), 0, batch.row)
-    return objective.training_nats(params, batch, keys, clip)[1]
+    return objective.training_streams(batch, keys, clip)[0]
 
-  state, clip = program.abstract_state(), jax.ShapeDtypeStruct((2,), jnp.float32)
-  found = jax.eval_shape(streams, state.params, program.abstract_batch(), clip)
-  predicted, vocab_size = found.target.shape[-1], objective.network.vocab_size
-  piece = piece_slots(micro, predicted, vocab_size, objective.piece_elements)
+  clip = jax.ShapeDtypeStruct((2,), jnp.float32)
+  found = jax.eval_shape(streams, program.abstract_batch(), clip)
   return forward_flops(
     config.model,
-    vocab_size,
+    objective.network.vocab_size,
     rows,
     found.index.slots,
-    predicted,
+    found.target.shape[-1],
     visible_pairs(config.method, length),
     scored_pairs(
       found.index,
@@ -84,5 +80,4 @@ def step_flops(program: Program) -> Flops:
       jnp.dtype(config.model.dtype),
       program.mesh,
     ),
-    pieces=piece < predicted,
   )
