@@ -71,7 +71,7 @@ def case(name: str, length: int, rates: dict[str, float]) -> dict:
     length,
     times["ours"],
     times.get("peer"),
-    flops=7 * 2.0 * HEADS * SIZE * kernel.scored_pairs,
+    flops=kernel.products * 2.0 * HEADS * SIZE * kernel.scored_pairs,
     transferred=8.0 * q.nbytes,
     rates=rates,
     temporary_bytes=temporary,

@@ -250,10 +250,12 @@ class _OrderlyEventLoop(asyncio.SelectorEventLoop):
     left = set() if self.is_closed() else asyncio.all_tasks(self)
     for task in left:
       task.cancel()
-    if left:  # the first failure has been raised, the others have the same cause
-      self.set_exception_handler(lambda *_: None)
-      self.run_until_complete(asyncio.gather(*left, return_exceptions=True))
-    super().close()
+    try:
+      if left:  # the first failure has been raised, the others have the same cause
+        self.set_exception_handler(lambda *_: None)
+        self.run_until_complete(asyncio.gather(*left, return_exceptions=True))
+    finally:
+      super().close()
 
 
 class _OrderlyEventLoops(asyncio.DefaultEventLoopPolicy):

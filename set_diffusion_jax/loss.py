@@ -165,12 +165,14 @@ def _priced_forward(unembed, suppress, size, params, others, h, target, prices):
 
 def _priced_backward(unembed, suppress, size, gradients, cotangents):
   (d_params, d_h), (d_totals, _) = gradients, cotangents
-  shares = list(d_totals)
-  d_params = jax.tree.map(
-    lambda *each: sum(s * x for s, x in zip(shares, each, strict=True)), *d_params
-  )
-  d_h = jnp.einsum("brkd,k->brd", d_h, d_totals).astype(d_h.dtype)
-  return d_params, None, d_h, None, None
+
+  def shared(*each):
+    """What is not asked for counts nothing, also where it is not finite."""
+    pairs = zip(d_totals, each, strict=True)
+    return sum(jnp.where(s != 0, s * x, 0) for s, x in pairs).astype(each[0].dtype)
+
+  d_params = jax.tree.map(shared, *d_params)
+  return d_params, None, shared(*jnp.moveaxis(d_h, 2, 0)), None, None
 
 
 _priced.defvjp(_priced_forward, _priced_backward)

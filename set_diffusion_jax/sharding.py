@@ -109,7 +109,8 @@ def per_device(function, mesh: Mesh, heads, rows):
   Args:
     function: of arrays as they lie on one device; returns one [B, H, ...].
     mesh: that all is laid out on.
-    heads: arrays [B, H, ...], some perhaps with a divisor of H for H.
+    heads: arrays [B, H, ...], some perhaps with a divisor of H for H. Where the fewest
+      are no multiple of the tensor axis, each device along it computes all.
     rows: trees of arrays [B, ...].
   """
   fewest = min(x.shape[1] for x in heads)

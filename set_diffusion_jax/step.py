@@ -43,7 +43,10 @@ class Sums(NamedTuple):
 
 
 def micro_gradients(objective: Objective, params, clip, batch: Batch, keys) -> Sums:
-  """The sums of one micro-batch: one forward pass, and a backward pass a gradient."""
+  """The sums of one micro-batch: a forward pass, and a backward pass a gradient.
+
+  In the output layer all gradients are taken in the forward pass.
+  """
   config = objective.config
   keys, sign_keys = split_rows(keys)
   streams, dropout_keys = objective.training_streams(batch, keys, clip)

@@ -97,6 +97,8 @@ def test_what_the_kernel_is_used_for(mesh, monkeypatch):
   assert not applies(index, size=96)
   assert not applies(index, mesh=None)
   assert not applies(general(200, rows=2))
+  monkeypatch.setattr(flash, "triton", None)
+  assert not applies(index)
 
 
 MODEL = {"model__width": 32, "data__length": 128, "model__dtype": "bfloat16"}
@@ -146,11 +148,13 @@ def test_a_model_with_the_kernel(name, mesh, monkeypatch):
     return nats, gradients
 
   exact, without = both(exact_obj), both(obj)
-  interpreted = functools.partial(flash.Flash.of, interpret=True)
+  chosen, of = [], functools.partial(flash.Flash.of, interpret=True)
+  interpreted = lambda *args: chosen.append(args) or of(*args)
   monkeypatch.setattr(sharding, "platform", lambda mesh: "gpu")
   monkeypatch.setattr(flash.Flash, "of", interpreted)
   obj = type(obj)(obj.config, build_network(obj.config.model, 12, mesh), 11, 9)
   found = both(obj)
+  assert chosen
   distance = lambda x, y: jnp.linalg.norm(x - y) / jnp.linalg.norm(y)
   near, far = (jax.tree.map(distance, x, exact) for x in (found, without))
   rows = zip(jax.tree.leaves(near), jax.tree.leaves(far), strict=True)

@@ -16,6 +16,7 @@ from set_diffusion_jax.index import attends
 from set_diffusion_jax.plan import (
   chips,
   cuda,
+  estimate,
   make_plan,
   nearest,
   parse_topology,
@@ -25,7 +26,7 @@ from set_diffusion_jax.plan import (
 from set_diffusion_jax.plan.compiled import CompiledStep, compile_step, read_refusal
 from set_diffusion_jax.plan.flops import visible_pairs
 from set_diffusion_jax.plan.hlo import Collective
-from set_diffusion_jax.plan.work import step_flops
+from set_diffusion_jax.plan.work import held, step_flops
 from set_diffusion_jax.step import Program, make_mesh
 from tests import tiny
 
@@ -307,6 +308,23 @@ def test_a_gpu_plan_without_a_compiler_is_an_estimate(capsys, tmp_path, monkeypa
   assert found["at best"]["MFU"]["value"] == pytest.approx(work / step / peak)
   hours = 300_000 * step / 3600 * 64
   assert found["at best"]["chip-hours"]["value"] == pytest.approx(hours)
+
+
+@pytest.mark.parametrize("changes", [{}, {**QWEN, "model__tied": True}])
+def test_estimated_temporaries_grow_with_the_rows(changes):
+  """By what a row keeps; neither weights nor the head's gradient are among it."""
+
+  def estimated(rows):
+    c = tiny.config(**{**WIDE, **changes, "train__batch_size": rows})
+    mesh, vocabulary = sharding.abstract_mesh(c.mesh, 1), tiny.vocabulary(4096)
+    p = Program.of(c, vocabulary, mesh)
+    logits = 2 * 4 * rows * c.data.length * vocabulary.size
+    return estimate.temporaries(p, vocabulary) - 2 * held(p).parameters - logits
+
+  one, two, four = estimated(1), estimated(2), estimated(4)
+  fixed = 2 * one - two  # whatever the rows: a few vectors
+  assert 0 <= fixed < 0.05 * one
+  assert four - fixed == pytest.approx(4 * (one - fixed), rel=0.01)
 
 
 def test_too_large_for_gpus_ends_with_3(capsys, monkeypatch):

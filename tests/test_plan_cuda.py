@@ -16,29 +16,31 @@ pytestmark = pytest.mark.skipif(not cuda.installed(), reason="needs the extra gp
 
 
 def run(*arguments):
+  """What a fresh interpreter prints, which must be all that it says."""
   others = ("JAX_PLATFORMS", "XLA_FLAGS")
   environment = {k: v for k, v in os.environ.items() if k not in others}
-  command = [sys.executable, "-m", "set_diffusion_jax", "plan"]
-  common = ["--config=configs/scale.py", "--config.model.layers=2"]
-  return subprocess.run(
-    [*command, *common, "--vocabulary-size=512", *arguments],
+  done = subprocess.run(
+    [sys.executable, *arguments],
     capture_output=True,
     text=True,
     env=environment,
     check=False,
   )
+  assert (done.returncode, done.stderr) == (0, "")
+  return done.stdout
 
 
 @pytest.mark.parametrize("kind", ["a100", "h100", "h200", "b200"])
 def test_every_kind_of_gpu_has_a_compiled_plan(kind, tmp_path):
   path = tmp_path / "plan.json"
-  done = run(
+  run(
+    *("-m", "set_diffusion_jax", "plan", "--config=configs/scale.py"),
+    *("--config.model.layers=2", "--vocabulary-size=512"),
     f"--topology=gpu:{kind}x16",
     "--config.mesh.fsdp=8",
     "--config.train.batch_size=32",
     f"--json={path}",
   )
-  assert (done.returncode, done.stderr) == (0, "")
   found = json.loads(path.read_text())
   assert found["memory"]["peak"]["source"] == "compiler"
   assert found["memory"]["usable"]["source"] == "estimate"
@@ -48,6 +50,8 @@ def test_every_kind_of_gpu_has_a_compiled_plan(kind, tmp_path):
 
 KERNELS = """
 import jax
+
+jax.config.update("jax_platforms", "cpu")
 from set_diffusion_jax.config import Config
 from set_diffusion_jax.plan import topology
 from set_diffusion_jax.plan.compiled import compile_step
@@ -67,8 +71,5 @@ for name in ("ar", "set", "masked", "block", "general"):
 
 def test_every_method_has_the_kernels():
   """One forward, two backward, in the loop over layers."""
-  done = subprocess.run(
-    [sys.executable, "-c", KERNELS], capture_output=True, text=True, check=False
-  )
   names = ("ar", "set", "masked", "block", "general")
-  assert done.stdout.split("\n")[:-1] == [f"{name} 3" for name in names]
+  assert run("-c", KERNELS).splitlines() == [f"{name} 3" for name in names]

@@ -76,17 +76,21 @@ def attention(
   return kernel(q * q.shape[-1] ** -0.5, k, v)
 
 
-def scored_pairs(
+def kernel_work(
   index: TokenIndex, head_size: int, dtype, mesh: Mesh | AbstractMesh | None
-) -> int:
-  """Query-key pairs whose score is computed, of one row and one head.
+) -> tuple[int, int]:
+  """What a kernel computes for one row and one head in a training step.
 
   Args as `choose_kernel`; of the index, shapes are enough.
+
+  Returns:
+    Query-key pairs that are scored, and products with Dh for each, backward included.
   """
   found = []
 
   def count(index):
-    found.append(choose_kernel(index, head_size, dtype, mesh).scored_pairs)
+    kernel = choose_kernel(index, head_size, dtype, mesh)
+    found.append((kernel.scored_pairs, kernel.products))
 
   jax.eval_shape(count, index)
   return found[0]

@@ -9,7 +9,7 @@ Legend: B batch, T slots, K keys of a run, P queries of a piece, H heads, Dh hea
 """
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import flax.struct
 import jax
@@ -26,10 +26,18 @@ PIECE, BANDS = 128, 8
 
 @flax.struct.dataclass
 class Blocked:
-  """Attention under the mask of an index, for any layer; see `attention`."""
+  """Attention under the mask of an index, for any layer; see `attention`.
+
+  Attributes:
+    index: of the slots; of it, static knowledge alone is used later.
+    intervals: of keys that each query sees.
+    products: of a score, forward and backward: those for scores, weights and their
+      gradients, and the scores once more.
+  """
 
   index: TokenIndex
   intervals: KeyIntervals
+  products: ClassVar[int] = 7
 
   @classmethod
   def of(cls, index: TokenIndex) -> "Blocked":

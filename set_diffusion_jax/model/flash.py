@@ -10,26 +10,33 @@ float32, whose products have no tensor cores, keeps the XLA path of `attention`.
 """
 
 import functools
-from typing import NamedTuple
+import warnings
+from typing import ClassVar, NamedTuple
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
-from jax.experimental.pallas import triton
 from jax.sharding import AbstractMesh, Mesh
 from jaxtyping import Array, Bool, Int
 
 from set_diffusion_jax import sharding
 from set_diffusion_jax.index import TokenIndex, key_intervals
 from set_diffusion_jax.model.layers import precision, saved
+from set_diffusion_jax.model.mix import EXCLUDED
+
+try:
+  from jax.experimental.pallas import triton
+except ImportError:  # JAX is to drop it
+  triton = None
 
 # Slots of the tile that a program of the kernel owns, and of those that it visits: as
 # many as leave all sums of a head of 128 in registers.
 OWN, VISITED = 128, 64
 HEAD_SIZES = (16, 32, 64, 128)  # Dh
-# What an excluded score becomes before the softmax.
-EXCLUDED = -1e30
+# Compute capabilities of A100, H100 and B200, for which the kernels have been compiled;
+# other GPUs can have less shared memory, or no bfloat16.
+CAPABILITIES = ("8.0", "9.0", "10.0")
 
 
 def applies(
@@ -43,11 +50,13 @@ def applies(
     dtype: of the queries.
     mesh: that they are laid out on, if there is one.
   """
-  there = mesh is not None and sharding.platform(mesh) == "gpu"
-  fits = there and dtype == jnp.bfloat16
-  return (
-    fits and head_size in HEAD_SIZES and index.clean % OWN == index.slots % OWN == 0
-  )
+  if mesh is None or sharding.platform(mesh) != "gpu" or triton is None:
+    return False
+  devices = mesh.devices.flat if isinstance(mesh, Mesh) else ()
+  described = (getattr(x, "compute_capability", CAPABILITIES[0]) for x in devices)
+  fits = dtype == jnp.bfloat16 and set(described) <= set(CAPABILITIES)
+  whole = index.clean % OWN == index.slots % OWN == 0
+  return fits and whole and head_size in HEAD_SIZES
 
 
 # --- Which pairs of tiles meet --------------------------------------------------------
@@ -118,11 +127,13 @@ class Flash:
   Each device has its own rows and heads. Padding gets zeros.
 
   Attributes:
-    index: for which `applies`.
+    index: for which `applies`; of it, static knowledge alone is used later.
     bounds: the slots that each query sees.
     runs: the tiles that meet.
     mesh: that queries, keys and values are laid out on (static).
     interpret: runs anywhere, slowly (static).
+    products: of a tile of scores, forward and backward: scores and what they meet are
+      computed by queries and by keys.
   """
 
   index: TokenIndex
@@ -130,6 +141,7 @@ class Flash:
   runs: _Runs
   mesh: Mesh = flax.struct.field(pytree_node=False)
   interpret: bool = flax.struct.field(pytree_node=False, default=False)
+  products: ClassVar[int] = 9
 
   @classmethod
   def of(cls, index: TokenIndex, mesh: Mesh, interpret: bool = False) -> "Flash":
@@ -198,15 +210,18 @@ def _call(kernel, interpret: bool, tiled, whole, runs, outputs):
     (None, None, *runs.shape[2:]), lambda tile, head, row: (row, tile, 0, 0)
   )
   specs = jax.tree.map(a_tile, tiled), jax.tree.map(everything, whole), of_tile
-  return pl.pallas_call(
-    kernel,
-    grid=(runs.shape[1], heads, runs.shape[0]),
-    in_specs=specs,
-    out_specs=[a_tile(x) for x in outputs],
-    out_shape=outputs,
-    compiler_params=triton.CompilerParams(num_warps=8, num_stages=2),
-    interpret=interpret,
-  )(tiled, whole, runs)
+  with warnings.catch_warnings():
+    # From JAX 0.11 on; without Triton, `applies` says no.
+    warnings.filterwarnings("ignore", ".*Triton", DeprecationWarning)
+    return pl.pallas_call(
+      kernel,
+      grid=(runs.shape[1], heads, runs.shape[0]),
+      in_specs=specs,
+      out_specs=[a_tile(x) for x in outputs],
+      out_shape=outputs,
+      compiler_params=triton.CompilerParams(num_warps=8, num_stages=2),
+      interpret=interpret,
+    )(tiled, whole, runs)
 
 
 def _each(visit, runs, sums):
@@ -234,10 +249,8 @@ def _forward_kernel(tiled, whole, runs, out, log_total):
 
   def visit(tile, sums):
     mixed, total, highest = sums
-    here, seen = (
-      pl.ds(tile * VISITED, VISITED),
-      bounds.seen(_slots(tile, VISITED)[None]),
-    )
+    here = pl.ds(tile * VISITED, VISITED)
+    seen = bounds.seen(_slots(tile, VISITED)[None])
     score = jnp.where(seen, _dot(q, keys[here, :], 1), EXCLUDED)
     top = jnp.maximum(highest, score.max(-1))
     weight = jnp.where(seen, jnp.exp(score - top[:, None]), 0)
@@ -260,10 +273,8 @@ def _d_queries_kernel(tiled, whole, runs, d_q):
   log_total, inner = log_total[...][:, None], inner[...][:, None]
 
   def visit(tile, d_q):
-    here, seen = (
-      pl.ds(tile * VISITED, VISITED),
-      bounds.seen(_slots(tile, VISITED)[None]),
-    )
+    here = pl.ds(tile * VISITED, VISITED)
+    seen = bounds.seen(_slots(tile, VISITED)[None])
     score = _dot(q, keys[here, :], 1)
     weight = jnp.where(seen, jnp.exp(score - log_total), 0)
     d_score = weight * (_dot(d_out, values[here, :], 1) - inner)

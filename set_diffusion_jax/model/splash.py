@@ -10,6 +10,8 @@ are no such function; they, and float32, whose products the kernel would round t
 bfloat16, keep the XLA path of `attention`.
 """
 
+from typing import ClassVar
+
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -87,11 +89,14 @@ class Splash:
     index: for which `applies`.
     mesh: that queries, keys and values are laid out on (static).
     interpret: runs anywhere, slowly (static).
+    products: of a tile of scores, forward and backward: scores and what they meet are
+      computed by queries and by keys.
   """
 
   index: TokenIndex
   mesh: Mesh = flax.struct.field(pytree_node=False)
   interpret: bool = flax.struct.field(pytree_node=False, default=False)
+  products: ClassVar[int] = 9
 
   def __call__(self, q: Array, k: Array, v: Array) -> Array:
     """The mixture [B, H, T, Dh] of scaled queries."""

@@ -49,7 +49,8 @@ def temporaries(program: Program, vocabulary: Vocabulary) -> int:
     math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree)
   )
   head, _ = local.objective.network.split_head(state.params)
-  weights = size(state.params) + size(head)  # the gradient of the head is there too
+  # Weights are among it: of the layers themselves, of the head their gradient.
+  weights = size(state.params["blocks"]) + size(head)
   activations = max(0, size(found) - weights) // shape["tensor"]
   vocab_size = vocabulary.size * rows * config.data.length
   logits = 2 * 4 * min(PIECE_ELEMENTS["gpu"], vocab_size) // shape["tensor"]

@@ -20,6 +20,7 @@ class Flops:
     last: those of each layer that are its last; nothing needs them a second time.
     visible: attention over the pairs that the mask allows.
     scored: attention over the pairs that are computed.
+    products: of a scored pair in a step; two of them are forward.
     head: the output layer.
     remat: whether layers are computed again in the backward pass.
   """
@@ -28,6 +29,7 @@ class Flops:
   last: float
   visible: float
   scored: float
+  products: int
   head: float
   remat: bool
 
@@ -41,12 +43,9 @@ class Flops:
 
   @property
   def executed(self) -> float:
-    """Of a step as it is computed.
-
-    Attention has two products forward and five backward: its scores are never kept.
-    """
+    """Of a step as it is computed."""
     again = self.layers - self.last if self.remat else 0
-    attention = self.scored / 2 * (9 if self.remat else 7)
+    attention = self.scored / 2 * (self.products + 2 * self.remat)
     return 3 * (self.layers + self.head) + again + attention
 
 
@@ -81,6 +80,7 @@ def forward_flops(
   predicted: int,
   visible: int,
   scored: int,
+  products: int,
 ) -> Flops:
   """The operations of a model.
 
@@ -92,6 +92,7 @@ def forward_flops(
     predicted: R.
     visible: P that the mask allows.
     scored: P that the attention kernel computes.
+    products: that it takes for each of them, forward and backward.
   """
   linear = 2.0 * rows * slots * model.layers
   pair = 2 * 2 * model.heads * model.head_width * model.layers
@@ -100,6 +101,7 @@ def forward_flops(
     last=linear * model.width * model.ffn,
     visible=float(rows) * visible * pair,
     scored=float(rows) * scored * pair,
+    products=products,
     head=2.0 * rows * predicted * model.width * vocab_size,
     remat=model.remat == "layer",
   )

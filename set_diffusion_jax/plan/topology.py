@@ -103,7 +103,9 @@ def described_devices(topology: Topology) -> list[Any] | None:
     return cuda.described_devices(topology.chip, topology.chips)
   except (NotImplementedError, RuntimeError) as error:
     reason = str(error).strip().splitlines()[0][:160]
-    raise UserError(f"--topology={topology.name}: {reason}") from None
+    raise UserError(
+      f"--topology={topology.name}: the CUDA plugin is of no use here: {reason}"
+    ) from None
 
 
 def _described_tpus(topology: Topology) -> list[Any]:

@@ -6,7 +6,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from set_diffusion_jax.model.attention import scored_pairs
+from set_diffusion_jax.model.attention import kernel_work
 from set_diffusion_jax.plan.flops import Flops, forward_flops, visible_pairs
 from set_diffusion_jax.rng import TRAIN, row_keys, stream_key
 from set_diffusion_jax.step import Program
@@ -74,7 +74,7 @@ def step_flops(program: Program) -> Flops:
     found.index.slots,
     found.target.shape[-1],
     visible_pairs(config.method, length),
-    scored_pairs(
+    *kernel_work(
       found.index,
       config.model.head_width,
       jnp.dtype(config.model.dtype),
