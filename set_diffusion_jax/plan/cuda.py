@@ -5,16 +5,14 @@ Nothing is timed: where it would choose among kernels by trying them, it takes i
 defaults, so that memory can differ a little from what a GPU says.
 """
 
-import contextlib
 import importlib.util
-import os
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
 from jax.experimental import topologies
 
 from set_diffusion_jax.plan.chips import Chip
+from set_diffusion_jax.plan.environment import environment
 
 PLUGINS = ("jax_cuda13_plugin", "jax_cuda12_plugin")
 # The plugin would refuse to be loaded where there is no driver, and says much.
@@ -69,7 +67,7 @@ def described_devices(chip: Chip, count: int) -> list[Any]:
     RuntimeError: the compiler knows no such GPUs, or could not be loaded.
   """
   each = min(count, chip.group)
-  with _without_driver():
+  with environment(_ENVIRONMENT):
     jax.devices("cpu")  # has JAX look for its plugins
     found = topologies.get_topology_desc(
       platform="cuda",
@@ -112,18 +110,3 @@ def _target(chip: Chip) -> str:
       memory_bandwidth: {int(chip.bandwidth)}
     }}
   """
-
-
-@contextlib.contextmanager
-def _without_driver() -> Iterator[None]:
-  """The plugin's environment while it is loaded: other code reads these too."""
-  before = {name: os.environ.get(name) for name in _ENVIRONMENT}
-  os.environ.update(_ENVIRONMENT)
-  try:
-    yield
-  finally:
-    for name, value in before.items():
-      if value is None:
-        del os.environ[name]
-      else:
-        os.environ[name] = value

@@ -1,12 +1,10 @@
 """Machines that are not there: their names, chips and described devices."""
 
-import contextlib
 import dataclasses
 import importlib.util
 import math
 import os
 import re
-from collections.abc import Iterator
 from typing import Any
 
 from jax.experimental import topologies
@@ -14,6 +12,7 @@ from jax.experimental import topologies
 from set_diffusion_jax.errors import UserError
 from set_diffusion_jax.plan import cuda
 from set_diffusion_jax.plan.chips import GPUS, TPUS, Chip
+from set_diffusion_jax.plan.environment import environment
 
 _RIGHT = (
   f"must be one of {', '.join(TPUS)} with the chips of a slice, as v5e:16x16, or "
@@ -116,8 +115,9 @@ def _described_tpus(topology: Topology) -> list[Any]:
   options = {"chip_config_name": "megacore"} if topology.chip.name == "v4" else {}
   if topology.slices > 1:
     options["num_slices"] = topology.slices
+  missing = {k: v for k, v in _ENVIRONMENT.items() if k not in os.environ}
   try:
-    with _quiet_libtpu():
+    with environment(missing):
       found = topologies.get_topology_desc(
         platform="tpu", topology_name=topology.name, **options
       )
@@ -125,15 +125,3 @@ def _described_tpus(topology: Topology) -> list[Any]:
     reason = str(error).strip().splitlines()[0][:160]
     raise UserError(f"--topology={topology.name}: libtpu: {reason}") from None
   return list(found.devices)
-
-
-@contextlib.contextmanager
-def _quiet_libtpu() -> Iterator[None]:
-  """Its environment while it is asked: other code reads these variables too."""
-  before = dict(os.environ)
-  os.environ.update({k: v for k, v in _ENVIRONMENT.items() if k not in before})
-  try:
-    yield
-  finally:
-    for name in _ENVIRONMENT.keys() - before.keys():
-      del os.environ[name]
