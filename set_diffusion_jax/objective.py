@@ -70,7 +70,8 @@ class Objective:
   def piece_elements(self) -> int:
     """Logits of a piece of the loss, on all devices together."""
     platform = sharding.platform(self.network.module.mesh)
-    return PIECE_ELEMENTS[platform] * self.network.ways
+    elements = PIECE_ELEMENTS.get(platform, PIECE_ELEMENTS["gpu"])
+    return elements * self.network.ways
 
   def draw_order(self, batch: Batch, keys: Key[Array, " B"], train: bool) -> Order:
     """An order for each row from the method's policy."""
