@@ -18,7 +18,7 @@ from set_diffusion_jax.api import Model
 from set_diffusion_jax.config import Config, DecodeConfig
 from set_diffusion_jax.data import IdTokenizer, Vocabulary
 from set_diffusion_jax.decode.decoder import Decoder
-from set_diffusion_jax.plan.flops import layer_weights
+from set_diffusion_jax.hardware.flops import layer_weights
 
 VOCAB, LENGTH, PROMPT, WINDOW, REPEATS = 4096, 256, 32, 8, 3
 BATCHES = (1, 8, 32)

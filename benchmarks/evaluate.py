@@ -12,7 +12,6 @@ from benchmarks.shapes import Shape, every_shape
 from benchmarks.torch_peer import Peer
 from set_diffusion_jax.data import Blocks, Frame, Tokens
 from set_diffusion_jax.evaluate import Evaluator
-from set_diffusion_jax.plan import work
 from set_diffusion_jax.step import Program, make_mesh
 
 REPEATS, BATCHES = 5, 4
@@ -46,8 +45,8 @@ def case(name: str, shape: Shape, rates: dict[str, float]) -> dict:
     texts.size,
     times["ours"],
     times["peer"],
-    flops=BATCHES * work.step_flops(program).model / 3,
-    transferred=BATCHES * 4 * work.parameters(program),
+    flops=BATCHES * program.flops().model / 3,
+    transferred=BATCHES * 4 * program.parameters(),
     rates=rates,
   )
 

@@ -16,7 +16,6 @@ import jax.numpy as jnp
 from benchmarks import measure
 from benchmarks.shapes import LONG, SHAPES, Shape
 from set_diffusion_jax.corrupt import Batch
-from set_diffusion_jax.plan import work
 from set_diffusion_jax.step import Program, make_mesh
 
 STEPS, TURNS = 3, 2
@@ -80,7 +79,7 @@ def step_bytes(program: Program) -> float:
   Read forward, backward and by the optimiser, the gradient written and read, two
   moments, the EMA and the parameters themselves read and written: 12 times.
   """
-  return 12 * 4 * work.parameters(program)
+  return 12 * 4 * program.parameters()
 
 
 def main() -> dict:
@@ -101,7 +100,7 @@ def main() -> dict:
       "tokens/s",
       shape.tokens,
       *times,
-      flops=work.step_flops(program).model,
+      flops=program.flops().model,
       transferred=step_bytes(program),
       rates=rates,
       memory_bytes=memory[0],

@@ -1,11 +1,11 @@
 """The corpora of the field as the papers cut them; docs/data.md says where to get them.
 
-python -m set_diffusion_jax prepare --config=configs/corpora.py:corpus=lm1b \
+python -m set_diffusion_jax prepare --config=corpora:corpus=lm1b \
   --output=data/lm1b.tokens
 python -m set_diffusion_jax inspect --data \
-  --config=configs/corpora.py:corpus=lm1b,prepared=data/lm1b.tokens
+  --config=corpora:corpus=lm1b,prepared=data/lm1b.tokens
 python -m set_diffusion_jax train --workdir=runs/lm1b \
-  --config=configs/corpora.py:corpus=lm1b,prepared=data/lm1b.tokens
+  --config=corpora:corpus=lm1b,prepared=data/lm1b.tokens
 
 Model and optimiser are those of the papers where they trained on the corpus, and the
 defaults otherwise.
@@ -18,6 +18,8 @@ _LM1B = "lm1b/1-billion-word-language-modeling-benchmark-r13output"
 _QWEN3 = {"backbone": "qwen3", "head_size": 128, "kv_heads": 8, "rotary_base": 1e6}
 _LINES = {"source": "lines", "bos": True, "eos": "both", "tokenizer": "gpt2"}
 _SMALL = {"model": {"dropout": 0.1}}
+# Of the fine-tuned and the summarising models.
+_PUBLISHED_DECAY = {"beta2": 0.98, "weight_decay": 1e-5, "decay": "relative"}
 # Name -> what differs from the defaults. Paths are below the argument `data`,
 # tokenizers are directories of `data`/tokenizers, or "byte".
 CORPORA = {
@@ -108,7 +110,7 @@ CORPORA = {
     },
     "optimizer": {
       "learning_rate": 1e-5, "schedule": "cosine", "final_fraction": 0.5,
-      "warmup_steps": 100, "beta2": 0.98, "weight_decay": 1e-5,
+      "warmup_steps": 100, **_PUBLISHED_DECAY,
     },
     "train": {"steps": 75_000, "batch_size": 1},
   },
@@ -128,7 +130,7 @@ CORPORA = {
       **_QWEN3, "layers": 28, "width": 256, "heads": 16, "ffn": 768, "tied": True,
       "norm_epsilon": 1e-6,
     },
-    "optimizer": {"warmup_steps": 1000},
+    "optimizer": {"warmup_steps": 1000, **_PUBLISHED_DECAY},
     "train": {"steps": 500_000, "batch_size": 128},
   },
 }  # fmt: skip

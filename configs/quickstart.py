@@ -1,6 +1,6 @@
 """A first run: byte-level English on two CPU cores, one to two minutes a model.
 
-python -m set_diffusion_jax train --config=configs/quickstart.py:method=set \
+python -m set_diffusion_jax train --config=quickstart:method=set \
   --workdir=runs/set
 
 The text is what Python's own help() prints, so nothing is downloaded.

@@ -3,7 +3,7 @@
 python launch/reproduction.py TEXT ... --runs=runs/reproduction
 
 trains every model of MODELS on the same tokens and writes the tables of
-docs/results.md; configs/reproduction.py:model=set_8,data=runs/reproduction is one.
+docs/results.md; --config=reproduction:model=set_8,data=runs/reproduction is one.
 """
 
 from set_diffusion_jax.config import config_arguments, default_config

@@ -1,10 +1,10 @@
 """Published recipes at full size, to be planned and trained on pods.
 
-python -m set_diffusion_jax plan --config=configs/scale.py:recipe=owt_110m \
+python -m set_diffusion_jax plan --config=scale:recipe=owt_110m \
   --topology=v5e:16x16 --vocabulary-size=50258
 
-docs/scale.md has the plans. The text is left to the user: data.source, data.train_path,
-data.tokenizer and what belongs to them, as for any configuration.
+docs/scale.md has the plans. The text is left to the user: `train` asks for data.source
+and what belongs to it, as docs/launch.md shows from a corpus to a figure.
 """
 
 from set_diffusion_jax.config import config_arguments, default_config
@@ -17,6 +17,7 @@ _FINE_TUNING = {
   "final_fraction": 0.5,
   "beta2": 0.98,
   "weight_decay": 1e-5,
+  "decay": "relative",
 }
 # Name -> what differs from the defaults, which are OpenWebText's and LM1B's: AdamW at
 # 3e-4 after 2,500 warm-up steps, batch 512, 12 layers of width 768. The paper tunes
@@ -54,6 +55,7 @@ def get_config(arguments: str = ""):
   config = default_config()
   config.model.dtype = "bfloat16"
   config.data.length = 1024
+  config.data.source = "none"
   for group, fields in RECIPES[given.recipe].items():
     config[group].update(fields)
   return config

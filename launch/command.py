@@ -6,11 +6,17 @@ itself stands after `--` and goes to set-diffusion as it is.
 
 import argparse
 import itertools
+import pathlib
 import re
 import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
+
+from set_diffusion_jax.config import files
+from set_diffusion_jax.config.checks import check_text
+from set_diffusion_jax.errors import UserError
 
 VERBS = ("train", "evaluate")
 PREEMPTED = 42  # saved and stopped: start again, as often as it takes
@@ -25,7 +31,7 @@ class Launcher(argparse.ArgumentParser):
   def __init__(self, description: str | None):
     super().__init__(
       description=description,
-      usage="%(prog)s [options] -- train --config=FILE --workdir=DIR ...",
+      usage="%(prog)s [options] -- train --config=NAME --workdir=DIR ...",
       formatter_class=argparse.RawDescriptionHelpFormatter,
       allow_abbrev=False,
     )
@@ -35,8 +41,7 @@ class Launcher(argparse.ArgumentParser):
 
   def error(self, message: str):
     """One line instead of a usage text."""
-    print(f"error: {message}; see {self.prog} --help", file=sys.stderr)
-    raise SystemExit(2)
+    fail(f"{message}; see {self.prog} --help")
 
   def parse(self) -> tuple[argparse.Namespace, list[str]]:
     """The options, and the command that is to run."""
@@ -50,7 +55,30 @@ class Launcher(argparse.ArgumentParser):
     for word in command:
       if word.split("=")[0] in ("--coordinator", "--processes", "--process"):
         self.error(f"{word}: the launcher sets this")
+    if command[0] == "train":
+      refuse(command[1:])
     return options, command
+
+
+def fail(message: str) -> NoReturn:
+  """Ends with the exit code of a mistake."""
+  print(f"error: {message}", file=sys.stderr)
+  raise SystemExit(2)
+
+
+def refuse(arguments: Sequence[str]) -> None:
+  """Ends where a configuration that can be read here could not be trained.
+
+  A file that is not here may be where the job will run: in an image, on a cluster.
+  """
+  name = files.named(arguments).split(":")[0]
+  if name.endswith(".py") and not pathlib.Path(name).exists():
+    return
+  configuration = [word for word in arguments if word.startswith("--config")]
+  try:
+    check_text(files.read_config(configuration).data)
+  except UserError as error:
+    fail(str(error))
 
 
 def whole(text: str) -> int:
@@ -91,14 +119,12 @@ def restarts(parser: Launcher) -> None:
 def topology(name: str, slices: int = 1):
   """What `plan --topology` takes as well, such as v5e:16x16 and gpu:h100x64."""
   # Imports jax, which the other launchers do without.
-  from set_diffusion_jax import UserError
   from set_diffusion_jax.plan import parse_topology
 
   try:
     return parse_topology(name, slices)
   except UserError as error:
-    print(f"error: {error}", file=sys.stderr)
-    raise SystemExit(2) from None
+    fail(str(error))
 
 
 def lines(words: Sequence[str]) -> str:

@@ -12,36 +12,27 @@ is --restarts times; a mistake (2) or a diverged loss (4) ends the set.
 import argparse
 import sys
 
-import command as shared
 import yaml
 
+from set_diffusion_jax.launch import command as shared
 from set_diffusion_jax.plan import Topology
 
-TPU_HOST = 4  # chips of a host; smaller slices have one host
-GPU_HOST = 8
-TPU_LABELS = {
-  "v4": "tpu-v4-podslice",
-  "v5e": "tpu-v5-lite-podslice",
-  "v5p": "tpu-v5p-slice",
-  "v6e": "tpu-v6e-slice",
-}
-GPU_LABELS = {
-  "a100": "nvidia-a100-80gb",
-  "h100": "nvidia-h100-80gb",
-  "h200": "nvidia-h200-141gb",
-  "b200": "nvidia-b200",
-}
 CONTAINER, JOB, PORT = "main", "workers", 8476
 
 
 def hosts(topology: Topology) -> tuple[int, int]:
-  """Hosts of a slice, or of all GPUs, and accelerators of a host."""
+  """Hosts of a slice, or of all GPUs, and accelerators of a host.
+
+  A slice smaller than a host has one of its own.
+  """
+  if not topology.is_tpu and topology.chip.label is None:
+    right = "must be one for which GKE has a label of nodes"
+    shared.fail(f"--topology={topology.name}: {right}")
   accelerators = topology.chips // topology.slices
-  each = min(accelerators, TPU_HOST if topology.is_tpu else GPU_HOST)
+  each = min(accelerators, topology.chip.host)
   if accelerators % each:
     right = f"must be a multiple of the {each} of a host"
-    print(f"error: --topology={topology.name}: {right}", file=sys.stderr)
-    raise SystemExit(2)
+    shared.fail(f"--topology={topology.name}: {right}")
   return accelerators // each, each
 
 
@@ -113,11 +104,11 @@ def set_rules() -> list[dict]:
 
 def pod(options, topology: Topology, command: list[str], count: int, each: int) -> dict:
   """One host."""
-  labels = {"cloud.google.com/gke-accelerator": GPU_LABELS.get(topology.chip.name)}
+  labels = {"cloud.google.com/gke-accelerator": topology.chip.label}
   resource, variables = "nvidia.com/gpu", coordinates(options.name, count)
   if topology.is_tpu:
     labels = {
-      "cloud.google.com/gke-tpu-accelerator": TPU_LABELS[topology.chip.name],
+      "cloud.google.com/gke-tpu-accelerator": topology.chip.cloud.label,
       "cloud.google.com/gke-tpu-topology": "x".join(map(str, topology.shape)),
     }
     resource, variables = "google.com/tpu", []  # GKE says who is who

@@ -1,6 +1,6 @@
 """One or several processes on this machine, watched over and started again.
 
-  python launch/local.py -- train --config=configs/quickstart.py --workdir=runs/one
+  python launch/local.py -- train --config=quickstart --workdir=runs/one
   python launch/local.py --processes=4 --devices=2 -- train --config=... --workdir=...
 
 Exit code 42 of a process (stopped by SIGTERM, after saving) starts all of them again;
@@ -19,7 +19,7 @@ import sys
 import threading
 import time
 
-import command as shared
+from set_diffusion_jax.launch import command as shared
 
 GRACE = 20.0  # seconds that processes have to end when one of them has ended badly
 
@@ -28,8 +28,9 @@ def environment(processes: int, devices: int | None, index: int, port: int) -> d
   """What process `index` finds in its environment besides what is there."""
   variables = {}
   if devices is not None:
-    flag = f"--xla_force_host_platform_device_count={devices}"
-    variables |= {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flag}
+    flags = os.environ.get("XLA_FLAGS", "").split()
+    flags.append(f"--xla_force_host_platform_device_count={devices}")
+    variables |= {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": " ".join(flags)}
   if processes > 1:
     variables |= {
       "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",

@@ -1,8 +1,9 @@
 """The first run: `make quickstart`, or `python launch/quickstart.py [--runs=DIR]`.
 
 Trains a set diffusion model and an autoregressive one of the same size on the same
-tokens of embedded English text, compares them on held-out text, and lets the set
-diffusion model write. About three minutes on two CPU cores.
+tokens of embedded English text, compares them on held-out text, lets the set diffusion
+model fill a gap, and draws how both learnt and when each token was committed. About two
+minutes on two CPU cores.
 """
 
 import argparse
@@ -13,37 +14,54 @@ import time
 
 from set_diffusion_jax import cli, data, load
 from set_diffusion_jax.evaluate import unigram_bits_per_byte
+from set_diffusion_jax.figures import first_run
+from set_diffusion_jax.metrics import read_metrics
 from set_diffusion_jax.train import train
 
-CONFIG = pathlib.Path(__file__).parents[1] / "configs" / "quickstart.py"
-TEMPERATURE = 0.7
 METHODS = {"ar": "autoregressive", "set": "set diffusion, S<=8"}
+TEXT = "Return the [MASK:32] of the string."
+SEED, TEMPERATURE = 1, 0.5
 
 
 def run(runs: pathlib.Path) -> int:
-  """Trains both models (or goes on where they stopped), then prints table and text."""
-  rows, began = [], time.perf_counter()
+  """Trains both models (or goes on where they stopped), compares, fills and draws."""
+  rows, curves, began = [], {}, time.perf_counter()
   for method, name in METHODS.items():
-    config = cli.read_config([f"--config={CONFIG}:method={method}"])
+    config = cli.read_config([f"--config=quickstart:method={method}"])
     print(f"== Training: {name}", file=sys.stderr)
     train(config, runs / method, label=method)
     model = load(runs / method)
     quality = model.evaluator().run(model.params).likelihood
-    error = quality.summary()["bits_per_byte_standard_error"]
-    bound = "exact" if quality.exact else "upper bound"
-    rows.append((name, quality.bits_per_byte, error, quality.perplexity, bound))
-  unigram = unigram_bits_per_byte(data.load(model.config.data))
+    rows.append((name, quality))
+    curves[name] = first_run.held_out_curve(
+      read_metrics(runs / method / "metrics.jsonl")
+    )
+  _table(rows, unigram_bits_per_byte(data.load(model.config.data)))
 
+  options = dataclasses.replace(model.config.decode, temperature=TEMPERATURE)
+  (template,) = model.templates([TEXT])
+  generation = model.generation([template], SEED, options)
+  looks = generation.run(every=1)
+  given = template != model.tokenizer.vocabulary.mask
+  filling = first_run.Filling.of(looks, given, lambda i: model.tokenizer.decode([i]))
+  (filled,) = generation.results()
+  print(f"\nThe set diffusion model fills the gap of {TEXT!r}:\n\n{filled['text']}")
+  picture = runs / "quickstart.png"
+  first_run.save(picture, curves, filling)
+  print(f"\nHow both learnt, and which token was committed when: {picture}")
+  print(f"{time.perf_counter() - began:.0f} s in all; the runs are in {runs}/")
+  return 0
+
+
+def _table(rows, unigram: float) -> None:
+  """The held-out likelihood of each model, with its standard error."""
   print("\nHeld-out text      bits per byte      perplexity")
   print(f"{'byte unigram':20} {unigram:.3f}")
-  for name, bits, error, perplexity, bound in rows:
-    print(f"{name:20} {bits:.3f} +- {error:.3f}   {perplexity:8.2f}   {bound}")
-  options = dataclasses.replace(model.config.decode, temperature=TEMPERATURE)
-  (sample,) = model.generate(["The "], seed=1, options=options)
-  print(f"\nThe set diffusion model continues 'The ' at temperature {TEMPERATURE}:\n")
-  print(sample["text"])
-  print(f"\n{time.perf_counter() - began:.0f} s in all; the runs are in {runs}/")
-  return 0
+  for name, quality in rows:
+    error = quality.summary()["bits_per_byte_standard_error"]
+    bound = "exact" if quality.exact else "upper bound"
+    figures = f"{quality.bits_per_byte:.3f} +- {error:.3f}   {quality.perplexity:8.2f}"
+    print(f"{name:20} {figures}   {bound}")
 
 
 def main() -> int:

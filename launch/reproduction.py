@@ -10,7 +10,6 @@ import argparse
 import dataclasses
 import json
 import pathlib
-import runpy
 import sys
 import time
 
@@ -21,12 +20,12 @@ import numpy as np
 
 from set_diffusion_jax import cli, data, load, workdir
 from set_diffusion_jax.config import Config
+from set_diffusion_jax.configs.reproduction import MODELS
 from set_diffusion_jax.evaluate import Likelihood
 from set_diffusion_jax.rng import row_keys
 from set_diffusion_jax.step import gradient_variance, micro_gradients
 from set_diffusion_jax.train import Run, train
 
-CONFIG = pathlib.Path(__file__).parents[1] / "configs" / "reproduction.py"
 HELD_OUT = 0.05  # the last part of each text
 VOCABULARY = 4096
 DRAWS = 8  # of each held-out sequence
@@ -192,10 +191,10 @@ def run(texts: list[pathlib.Path], runs: pathlib.Path) -> int:
   """Prepares, trains, evaluates, compares."""
   if not (runs / "tokenizer.json").exists():
     prepare(texts, runs)
-  models = dict.fromkeys(runpy.run_path(str(CONFIG))["MODELS"])
+  models = dict.fromkeys(MODELS)
   seconds = {}
   for name in models:
-    config = cli.read_config([f"--config={CONFIG}:model={name},data={runs}"])
+    config = cli.read_config([f"--config=reproduction:model={name},data={runs}"])
     began = time.perf_counter()
     train(config, runs / name, label=name)
     seconds[name] = time.perf_counter() - began

@@ -11,7 +11,7 @@ After a crash it is, too, --restarts times. All nodes must see the work director
 import shlex
 import sys
 
-import command as shared
+from set_diffusion_jax.launch import command as shared
 
 SCRIPT = """\
 #!/bin/bash

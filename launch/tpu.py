@@ -12,17 +12,9 @@ after a crash --restarts times.
 import shlex
 import sys
 
-import command as shared
-
+from set_diffusion_jax.launch import command as shared
 from set_diffusion_jax.plan import Topology
 
-# The kind of accelerator with what its size counts, and the image of the machine.
-KINDS = {
-  "v4": ("v4-{cores}", "tpu-ubuntu2204-base"),
-  "v5e": ("v5litepod-{chips}", "v2-alpha-tpuv5-lite"),
-  "v5p": ("v5p-{cores}", "v2-alpha-tpuv5"),
-  "v6e": ("v6e-{chips}", "v2-alpha-tpuv6e"),
-}
 STARTUP = """\
 #!/bin/bash
 apt-get update && apt-get install --yes nfs-common
@@ -58,7 +50,7 @@ def startup(options, command: list[str]) -> str:
 
 def create(options, topology: Topology) -> list[str]:
   """The command that asks for the machines."""
-  kind, runtime = KINDS[topology.chip.name]
+  cloud = topology.chip.cloud
   chips = topology.chips // topology.slices
   nodes = [f"--node-id={options.name}"]
   if topology.slices > 1:
@@ -70,8 +62,8 @@ def create(options, topology: Topology) -> list[str]:
     *nodes,
     f"--project={options.project}",
     f"--zone={options.zone}",
-    f"--accelerator-type={kind.format(chips=chips, cores=2 * chips)}",
-    f"--runtime-version={options.runtime_version or runtime}",
+    f"--accelerator-type={cloud.kind.format(chips=chips, cores=2 * chips)}",
+    f"--runtime-version={options.runtime_version or cloud.image}",
     *(["--spot"] if options.spot else []),
     f"--valid-until-duration={options.valid_until}",
     "--metadata-from-file=startup-script=/dev/stdin",
@@ -91,8 +83,11 @@ def main() -> int:
   shared.restarts(parser)
   options, command = parser.parse()
   topology = shared.topology(options.topology, options.slices)
-  if topology.chip.name not in KINDS:
+  if not topology.is_tpu:
     parser.error(f"--topology={options.topology}: must be one of TPUs")
+  if topology.chip.cloud.kind is None:
+    right = "such TPUs are had through GKE: launch/gke.py"
+    parser.error(f"--topology={options.topology}: {right}")
   words = create(options, topology)
   return shared.run(words, startup(options, command), options.dry_run)
 

@@ -1,35 +1,11 @@
-"""How fast a run goes: MFU, time spent compiling, traces."""
+"""Time spent compiling, and traces of a few steps."""
 
 import pathlib
 
 import jax
 
-from set_diffusion_jax.plan.chips import GPUS, TPUS
-
-# What a `device_kind` starts with; of several that fit, the longest counts.
-CHIPS = {
-  "TPU v4": TPUS["v4"],
-  "TPU v5 lite": TPUS["v5e"],
-  "TPU v5e": TPUS["v5e"],
-  "TPU v5": TPUS["v5p"],
-  "TPU v6 lite": TPUS["v6e"],
-  "TPU v6e": TPUS["v6e"],
-  "NVIDIA A100": GPUS["a100"],
-  "NVIDIA H100 80GB HBM3": GPUS["h100"],  # not the PCIe board
-  "NVIDIA H200": GPUS["h200"],
-  "NVIDIA B200": GPUS["b200"],
-}
 _COMPILE = "/jax/core/compile/backend_compile_duration"
 _TRACED = range(3, 6)  # steps after the first one, which compiles, and those it warms
-
-
-def peak_flops(kind: str) -> float | None:
-  """Dense bfloat16 operations a second of a device kind, by its maker's data sheet.
-
-  None where it is not in the table, as for a CPU.
-  """
-  fits = [name for name in CHIPS if kind.startswith(name)]
-  return CHIPS[max(fits, key=len)].flops if fits else None
 
 
 class CompileTime:

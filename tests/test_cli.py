@@ -3,16 +3,21 @@
 import dataclasses
 import io
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 
+import jax
 import numpy as np
 import pytest
 
 import set_diffusion_jax
 from set_diffusion_jax import cli
 from set_diffusion_jax.checkpoint import Checkpoints
-from tests import tiny
+from set_diffusion_jax.version import versions
+from tests import jobs, tiny
 
 CONFIG = """
 from set_diffusion_jax.config import config_arguments, default_config
@@ -23,7 +28,7 @@ def get_config(arguments=""):
   config.method.max_set_size = 4.0
   config.model.update({"layers": 1, "width": 16, "heads": 2, "ffn": 64})
   config.data.update({"source": "text", "train_path": "PATH", "length": 16})
-  config.optimizer.warmup_steps = 1
+  config.optimizer.update({"warmup_steps": 1, "ema_decay": 0.5, "learning_rate": 1e-2})
   config.train.update({"steps": 4, "batch_size": 4, "log_every": 2,
     "evaluate_every": 4, "checkpoint_every": 2})
   return config
@@ -98,6 +103,9 @@ def test_wrong_commands(home, tmp_path, capsys):
   fails(capsys, ["train", work], "--config")
   fails(capsys, ["train", config], "--workdir")
   fails(capsys, ["train", "--config=missing.py", work], "missing.py", "no such file")
+  fails(capsys, ["train", "--config=missing", work], "missing", "quickstart, repro")
+  text = ['data.source = "none"', "leaves the text to you", "--config.data.directory"]
+  fails(capsys, ["train", "--config=scale:recipe=owt_110m", work], *text)
   fails(capsys, ["train", f"{config}:method", work], "'method'")
   fails(capsys, ["train", f"{config}:colour=red", work], "colour=red")
   fails(capsys, ["train", config, work, "--stpes=3"], "--stpes=3")
@@ -215,6 +223,31 @@ def test_a_damaged_checkpoint(home, tmp_path, capsys):
     shutil.copytree(home / "set", run)
     shutil.rmtree(run / "checkpoints" / "4" / part)
     fails(capsys, ["evaluate", f"--checkpoint={run}"], "checkpoints/4", "damaged")
+
+
+def test_what_changed_since_a_step_is_said(home, tmp_path, capsys):
+  run = shutil.copytree(home / "set", tmp_path / "run")
+  command = ["train", f"--config={home}/config.py", f"--workdir={run}"]
+  capsys.readouterr()
+  assert cli.main(command) == 0
+  assert "since step" not in capsys.readouterr().err
+  meta = run / "checkpoints" / "4" / "meta" / "metadata"
+  stored = json.loads(meta.read_text())
+  stored["versions"] |= {"jax": "0.10.1", "libtpu": "9", "source": "0123456789ab"}
+  meta.write_text(json.dumps(stored))
+  libtpu = versions().get("libtpu", "none")
+  line = f"since step 4: source changed, jax 0.10.1 -> {jax.__version__}, "
+  line += f"libtpu 9 -> {libtpu}\n"
+  assert cli.main(command) == 0
+  assert line in capsys.readouterr().err
+  assert cli.main(["inspect", str(run), f"--output={tmp_path}/figures.json"]) == 0
+  assert f"note: {line}" in capsys.readouterr().out
+  figures = json.loads((tmp_path / "figures.json").read_text())
+  assert figures["versions"]["jax"] == "0.10.1"
+  del stored["versions"]  # written before versions were recorded
+  meta.write_text(json.dumps(stored))
+  assert cli.main(["inspect", str(run)]) == 0
+  assert "since step" not in capsys.readouterr().out
 
 
 def test_a_step_stands_on_its_own(home, tmp_path):
@@ -414,3 +447,16 @@ def test_convert_and_use_what_came_out(home, tmp_path, capsys):
 
 
 BYTES = ["--config.data.tokenizer=byte"]
+
+
+@pytest.mark.parametrize("platform", ["cuda", "nonsense"])
+def test_a_backend_that_is_not_there(tmp_path, platform):
+  """One line, whatever jax raises; a new process, since jax looks once."""
+  words = [sys.executable, "-m", "set_diffusion_jax", "inspect", str(tmp_path)]
+  variables = {**os.environ, "JAX_PLATFORMS": platform}
+  done = subprocess.run(
+    words, env=variables, cwd=jobs.ROOT, capture_output=True, text=True, check=False
+  )
+  assert done.returncode == 2
+  (line,) = done.stderr.splitlines()
+  assert line.startswith(f"error: JAX_PLATFORMS={platform}: ")

@@ -6,10 +6,11 @@ import jax
 import pytest
 from jax.experimental import multihost_utils
 
-from set_diffusion_jax import cluster, sharding
+from set_diffusion_jax import cluster, processes, sharding
 from set_diffusion_jax.config import MeshConfig
 from set_diffusion_jax.errors import UserError
-from set_diffusion_jax.throughput import Trace, peak_flops
+from set_diffusion_jax.hardware.chips import peak_flops
+from set_diffusion_jax.throughput import Trace
 from tests import jobs
 
 SLURM = {
@@ -124,6 +125,15 @@ def devices(count, slices):
   ]
 
 
+@pytest.mark.parametrize("process", [0, 1])
+def test_what_only_one_process_has_is_seen_by_all(monkeypatch, process):
+  """Otherwise one would end, and the others wait for it."""
+  rows = [{"jax": "1"}, {"jax": "1", "libtpu": "2"}]
+  monkeypatch.setattr(processes, "gather", lambda facts: rows)
+  with pytest.raises(UserError, match="libtpu = None in process 0, '2' in process 1"):
+    processes.check_same(rows[process])
+
+
 def test_slices_are_found_and_checked():
   assert sharding._mesh_shape(MeshConfig(fsdp=2), 16, 2) == (2, 4, 2, 1)
   assert sharding._mesh_shape(MeshConfig(slice=2), 8, 1) == (2, 4, 1, 1)
@@ -156,6 +166,9 @@ def test_peaks_of_device_kinds():
     "TPU v4": 275e12,
     "NVIDIA H200": 989e12,
     "NVIDIA A100-SXM4-80GB": 312e12,
+    "NVIDIA B300 SXM6 AC": 2250e12,
+    "NVIDIA GB200": 2500e12,
+    "TPU7x": 2307e12 / 2,  # a chip is two devices
   }
   assert {kind: peak_flops(kind) for kind in peaks} == peaks
   assert peak_flops("cpu") is None

@@ -9,6 +9,7 @@ from set_diffusion_jax.config import (
   Config,
   config_arguments,
   default_config,
+  files,
 )
 from set_diffusion_jax.config.experiment import CHANGEABLE
 from set_diffusion_jax.errors import UserError
@@ -20,17 +21,28 @@ def test_defaults_round_trip():
   assert Config.from_dict(Config().to_dict()) == Config()
 
 
-def test_every_shipped_configuration_is_valid():
-  import importlib.util
+@pytest.mark.parametrize("name", files.names())
+def test_every_shipped_configuration_is_valid(name):
+  by_path = f"--config={pathlib.Path(__file__).parents[1] / 'configs' / name}.py"
+  assert files.read_config([f"--config={name}"]) == files.read_config([by_path])
 
-  root = pathlib.Path(__file__).parents[1] / "configs"
-  files = sorted(root.glob("*.py"))
-  assert files
-  for path in files:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    Config.from_dict(module.get_config().to_dict())
+
+def test_configurations_by_name(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  given = ["--config=quickstart:method=ar", "--config.train.steps=3"]
+  config = files.read_config(given)
+  assert (config.method.name, config.train.steps) == ("ar", 3)
+  with pytest.raises(UserError) as error:
+    files.read_config(["--config=quickstrat"])
+  names = "corpora, quickstart, reproduction, scale"
+  assert str(error.value) == (
+    f"--config=quickstrat: no such file or name; the names are {names}"
+  )
+  file = tmp_path / "quickstart"  # a file of the user's own, and a name
+  file.write_text("from set_diffusion_jax.config import default_config as get_config")
+  with pytest.raises(UserError, match="is a file here and the name of"):
+    files.read_config(["--config=quickstart"])
+  assert files.read_config(["--config=./quickstart"]) == Config()
 
 
 @pytest.mark.parametrize(

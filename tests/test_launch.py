@@ -15,21 +15,22 @@ import time
 import pytest
 import yaml
 
-from tests import jobs, tiny
+from set_diffusion_jax.launch import local
+from tests import jobs, jobset, tiny
 from tests.test_train import assert_identical, config, final, settings
 
 LAUNCH = jobs.ROOT / "launch"
-CRD = jobs.ROOT.parent / "shared" / "data" / "jobset-crd.yaml"
 COMMAND = ["--", "train", "--config=c.py:method=set", "--workdir=/runs/two words"]
 GKE = ["--name=mine", "--image=registry/image:1", "--volume=claim:/runs"]
 TPU = ["--name=mine", "--image=registry/image:1", "--project=p", "--zone=z"]
+NAMED = ["--", "train", "--config=quickstart:method=set", "--workdir=/runs/one"]
+RECIPE = ["--", "train", "--config=scale:recipe=owt_110m", "--workdir=/runs/one"]
 TPU += ["--nfs=10.0.0.2:/share"]
 
 
 @pytest.fixture
 def launch(monkeypatch, capsys):
   """Runs a launcher in this process; its exit code, what it printed, its errors."""
-  monkeypatch.syspath_prepend(LAUNCH)
 
   def run(script, *words):
     monkeypatch.setattr(sys, "argv", [f"{script}.py", *words])
@@ -38,8 +39,7 @@ def launch(monkeypatch, capsys):
       runpy.run_path(str(LAUNCH / f"{script}.py"), run_name="__main__")
     return end.value.code, *capsys.readouterr()
 
-  yield run
-  sys.modules.pop("command", None)
+  return run
 
 
 @pytest.fixture
@@ -150,6 +150,21 @@ def test_jobset_of_tpu_slices(manifest):
   assert one[2]["containers"][0]["resources"]["limits"] == {"google.com/tpu": 1}
 
 
+def test_jobset_of_newer_chips(manifest):
+  """Chips of a machine and labels come from the one table."""
+  _, job, pod = job_of(manifest("--topology=tpu7x:2x2x4"))
+  assert job["parallelism"] == 4
+  assert pod["nodeSelector"] == {
+    "cloud.google.com/gke-tpu-accelerator": "tpu7x",
+    "cloud.google.com/gke-tpu-topology": "2x2x4",
+  }
+  assert pod["containers"][0]["resources"]["limits"] == {"google.com/tpu": 4}
+  _, job, pod = job_of(manifest("--topology=gpu:gb200x72"))
+  assert job["parallelism"] == 18
+  assert pod["nodeSelector"] == {"cloud.google.com/gke-accelerator": "nvidia-gb200"}
+  assert pod["containers"][0]["resources"]["limits"] == {"nvidia.com/gpu": 4}
+
+
 def test_jobset_of_gpus_says_who_is_who(manifest):
   found = manifest("--topology=gpu:h100x64")
   replicated, job, pod = job_of(found)
@@ -163,37 +178,6 @@ def test_jobset_of_gpus_says_who_is_who(manifest):
   )
 
 
-def closed(schema):
-  """A schema of the custom resource definition with unknown fields forbidden."""
-  if isinstance(schema, list):
-    return [closed(item) for item in schema]
-  if not isinstance(schema, dict):
-    return schema
-  found = {key: closed(value) for key, value in schema.items()}
-  fields = found.get("properties")
-  if isinstance(fields, dict) and "additionalProperties" not in found:
-    found["additionalProperties"] = False
-  if found.pop("x-kubernetes-int-or-string", False):
-    return {"anyOf": [{"type": "integer"}, {"type": "string"}]}
-  return found
-
-
-@pytest.fixture(scope="module")
-def validate():
-  """Checks a manifest against the published schema."""
-  jsonschema = pytest.importorskip("jsonschema")
-  if not CRD.exists():
-    pytest.skip("../shared/data/jobset-crd.yaml is not here")
-  versions = yaml.safe_load(CRD.read_text())["spec"]["versions"]
-  (schema,) = [
-    v["schema"]["openAPIV3Schema"] for v in versions if v["name"] == "v1alpha2"
-  ]
-  schema = closed(schema)
-  schema["properties"]["metadata"] = {"type": "object"}  # Kubernetes' own
-  validator = jsonschema.Draft7Validator(schema)
-  return lambda found: [error.message for error in validator.iter_errors(found)]
-
-
 @pytest.mark.parametrize(
   "words",
   [
@@ -203,9 +187,9 @@ def validate():
     ["--topology=gpu:h100x64", "--restarts=0"],
   ],
 )
-def test_manifests_follow_the_schema(validate, manifest, words):
+def test_manifests_follow_the_schema(manifest, words):
   found = manifest(*words)
-  assert validate(found) == []
+  assert jobset.mistakes(found) == []
   # The schema does see mistakes: one at a time.
   for where, fault in (
     (["spec"], {"replicas": 2}),
@@ -219,7 +203,33 @@ def test_manifests_follow_the_schema(validate, manifest, words):
     for key in where:
       target = target[key]
     target.update(fault)
-    assert validate(broken), where
+    (line,) = jobset.mistakes(broken)
+    assert next(iter(fault)) in line
+
+
+def test_the_table_of_a_schema():
+  """As `python -m tests.jobset` makes it: equal objects share a place."""
+  word, number = {"type": "string"}, {"type": "integer"}
+  port = {"type": "object", "required": ["number"], "properties": {"number": number}}
+  fields = {
+    "action": {"type": "string", "enum": ["Stop", "Go"]},
+    "labels": {"type": "object", "additionalProperties": word},
+    "limit": {"x-kubernetes-int-or-string": True},
+    "one": port,
+    "ports": {"type": "array", "items": port},
+  }
+  schema = {"openAPIV3Schema": {"type": "object", "properties": fields}}
+  version = {"name": "v1alpha2", "schema": schema}
+  assert jobset.table({"spec": {"versions": [version]}}) == [
+    {
+      "action": "Stop|Go",
+      "labels": "{string}",
+      "limit": "quantity",
+      "one": "#1",
+      "ports": "[#1]",
+    },
+    {"number!": "integer"},
+  ]
 
 
 @pytest.mark.parametrize(
@@ -236,7 +246,14 @@ def test_manifests_follow_the_schema(validate, manifest, words):
     ("gke", [*GKE, "--topology=gpu:h100x12", *COMMAND], "whole machines of 8"),
     ("gke", [*GKE, "--topology=v5e:2x3", *COMMAND], "must be a multiple of the 4"),
     ("gke", [*GKE[:2], "--volume=runs", "--topology=v4:2x2x1"], "must be CLAIM:/PATH"),
+    ("gke", [*GKE, "--topology=gpu:b300x8", *COMMAND], "GKE has a label of nodes"),
     ("tpu", [*TPU, "--topology=gpu:h100x8", *COMMAND], "must be one of TPUs"),
+    ("tpu", [*TPU, "--topology=tpu7x:2x2x1", *COMMAND], "are had through GKE"),
+    ("slurm", ["--", "train", "--config=quikstart"], "the names are corpora, quickst"),
+    ("slurm", [*NAMED, "--config.model.widht=3"], "did you mean model.width?"),
+    ("local", RECIPE, 'data.source = "none": this configuration leaves the text to'),
+    ("gke", [*GKE, "--topology=v5e:16x16", *RECIPE], 'data.source = "none"'),
+    ("tpu", [*TPU, "--topology=v5e:16x16", *RECIPE], 'data.source = "none"'),
   ],
 )
 def test_mistakes_end_in_a_line(launch, script, words, message):
@@ -247,21 +264,24 @@ def test_mistakes_end_in_a_line(launch, script, words, message):
   assert message in line
 
 
+def test_a_recipe_with_its_text_is_launched(launch):
+  text = ["--config.data.source=prepared", "--config.data.directory=/runs/tokens"]
+  for words in (NAMED, [*RECIPE, *text]):
+    code, output, errors = launch("local", "--dry-run", *words)
+    assert (code, errors) == (0, "")
+    assert shlex.split(output)[1:] == ["-m", "set_diffusion_jax", *words[1:]]
+
+
 @pytest.fixture
 def supervise(tmp_path, monkeypatch):
   """`supervise` of launch/local.py, over Python code instead of a training."""
-  monkeypatch.syspath_prepend(LAUNCH)
   monkeypatch.chdir(tmp_path)
-  import local
-
   before = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
   yield lambda code, count, restarts: local.supervise(
     [sys.executable, "-c", code], count, None, restarts
   )
   for number, handler in zip((signal.SIGTERM, signal.SIGINT), before, strict=True):
     signal.signal(number, handler)
-  sys.modules.pop("local")
-  sys.modules.pop("command")
 
 
 # Ends with the codes of a list, one an attempt; process 0 only counts the attempts.
@@ -294,8 +314,6 @@ sys.exit(code)
 def test_the_supervisor_restarts_what_can_go_on(
   supervise, tmp_path, monkeypatch, codes, restarts, expected, attempts
 ):
-  import local
-
   monkeypatch.setattr(local, "GRACE", 0.2)
   code = ATTEMPTS.replace("CODES", repr(codes))
   assert supervise(code, 2, restarts) == expected
@@ -303,6 +321,21 @@ def test_the_supervisor_restarts_what_can_go_on(
     assert len((tmp_path / f"attempts-{process}").read_text()) == attempts
 
 
+def test_the_environment_of_a_process(monkeypatch):
+  """What the user asks of XLA holds for every process."""
+  monkeypatch.setenv("XLA_FLAGS", "--xla_dump_to=x")
+  found = local.environment(2, 3, 1, 99)
+  assert found == {
+    "JAX_PLATFORMS": "cpu",
+    "XLA_FLAGS": "--xla_dump_to=x --xla_force_host_platform_device_count=3",
+    "JAX_COORDINATOR_ADDRESS": "127.0.0.1:99",
+    "JAX_NUM_PROCESSES": "2",
+    "JAX_PROCESS_ID": "1",
+  }
+  assert local.environment(1, None, 0, 99) == {}
+
+
+@pytest.mark.jobs
 @pytest.mark.slow
 def test_local_goes_on_after_a_kill(tmp_path):
   """kill -9 of one of two processes: the launcher starts both again, to the end."""
@@ -356,7 +389,7 @@ SlurmdPort={ports[1]}
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
-AuthInfo=socket={home}/munge.socket
+AuthInfo=socket={home}/munge.socket,cred_expire=5
 CryptoType=crypto/munge
 StateSaveLocation={home}/state
 SlurmdSpoolDir={home}/spool
@@ -406,11 +439,12 @@ def slurm(tmp_path):
     daemon.wait(60)
 
 
+@pytest.mark.jobs
 @pytest.mark.slow
 def test_a_real_slurm_runs_the_script(slurm, tmp_path):
   """Two tasks; SIGTERM saves and requeues; the end equals a run that was not stopped.
 
-  Slurm waits about two minutes before it starts a requeued job.
+  A requeued job starts when the credentials of its last start have expired.
   """
   tiny.text_file(tmp_path)
   mesh = {"mesh__data": -1, "mesh__fsdp": 1, "mesh__tensor": 1}
@@ -437,13 +471,12 @@ def test_a_real_slurm_runs_the_script(slurm, tmp_path):
     scancel = ["scancel", "--signal=TERM", f"{number}.0"]
     subprocess.run(scancel, env=slurm, check=True)
     wait_for(log, r"stopped at step \d+, which is saved")
+    wait_for(log, "continues from step")
     wait_for(log, r"step 40  held out")
     while subprocess.check_output(["squeue", "--noheader"], env=slurm):
       time.sleep(1)
   finally:
     subprocess.run(["scancel", number], env=slurm, check=False)
-  text = log.read_text()
-  assert "continues from step" in text
   job = jobs.Job(tmp_path, 2, 1, ["train", f"--config={file}", f"--workdir={whole}"])
   assert job.wait() == [0, 0], job.text()
   same = config(tmp_path, **changes)

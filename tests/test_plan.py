@@ -12,9 +12,10 @@ import pytest
 from set_diffusion_jax import cli, sharding
 from set_diffusion_jax.config import Config
 from set_diffusion_jax.errors import UserError
+from set_diffusion_jax.hardware import chips, memory
+from set_diffusion_jax.hardware.flops import visible_pairs
 from set_diffusion_jax.index import attends
 from set_diffusion_jax.plan import (
-  chips,
   cuda,
   estimate,
   make_plan,
@@ -24,9 +25,7 @@ from set_diffusion_jax.plan import (
   roofline,
 )
 from set_diffusion_jax.plan.compiled import CompiledStep, compile_step, read_refusal
-from set_diffusion_jax.plan.flops import visible_pairs
 from set_diffusion_jax.plan.hlo import Collective
-from set_diffusion_jax.plan.work import held, step_flops
 from set_diffusion_jax.step import Program, make_mesh
 from tests import tiny
 
@@ -76,14 +75,14 @@ def test_executed_flops_are_those_of_the_traced_step(changes):
   p = program(**{**WIDE, **changes})
   traced = p.step.trace(p.abstract_state(), p.abstract_batch())
   counted = products(traced.jaxpr)
-  assert step_flops(p).executed == pytest.approx(counted, rel=0.01)
+  assert p.flops().executed == pytest.approx(counted, rel=0.01)
 
 
 def test_flops_against_an_unrolled_compile():
   """The compiler counts a loop's body once: one layer has no loop."""
   p = program(**WIDE, model__layers=1)
   step = compile_step(p)
-  executed = step_flops(p).executed
+  executed = p.flops().executed
   assert executed < step.flops < 1.08 * executed  # norms, softmax, optimiser
 
 
@@ -217,6 +216,106 @@ def test_traffic_between_slices():
   assert found.seconds == pytest.approx(expected)
 
 
+def gpus(kind, count, groups, form, size=72e9):
+  """The traffic of one collective over GPUs that are a line."""
+  topology = parse_topology(f"gpu:{kind}x{count}")
+  mesh = sharding.abstract_mesh(tiny.config(mesh__data=count).mesh, count)
+  (found,) = roofline.traffic([one(form, size, groups)], mesh, topology)
+  return found, topology.chip
+
+
+@pytest.mark.parametrize("kind, switch", [("h100", 8), ("gb200", 72)])
+def test_traffic_between_machines(kind, switch):
+  """What crosses a switch goes over the network, whatever the collective."""
+  count = 2 * switch
+  everyone = [list(range(count))]
+  found, chip = gpus(kind, count, everyone, "all-to-all")
+  # A GPU keeps one part, sends one to each neighbour and one to each GPU elsewhere.
+  assert found.sent == pytest.approx(72e9 * (switch - 1) / count)
+  assert found.network == pytest.approx(72e9 * switch / count)
+  expected = found.sent / chip.link + found.network / chip.network
+  assert found.seconds == pytest.approx(expected)
+  inside, _ = gpus(kind, count, np.arange(count).reshape(2, -1), "all-to-all")
+  assert inside.network == 0
+  assert inside.sent == pytest.approx(72e9 * (switch - 1) / switch)
+  # A permute waits for its slowest pair, which is the last one.
+  pairs = [[i, i + 1] for i in range(switch)]
+  permute, _ = gpus(kind, count, pairs, "collective-permute")
+  assert (permute.sent, permute.network) == (0.0, 72e9)
+  near, _ = gpus(kind, count, pairs[:-1], "collective-permute")
+  assert (near.sent, near.network) == (72e9, 0.0)
+
+
+def test_the_worst_group_counts():
+  """One group within a machine and one across two: all wait for that one."""
+  groups = [[0, 1, 2, 3], [6, 7, 8, 9]]
+  found, chip = gpus("h100", 16, groups, "all-gather", 8e9)
+  assert (found.sent, found.network) == (4e9, 2e9)
+  assert found.seconds == pytest.approx(4e9 / chip.link + 2e9 / chip.network)
+
+
+def test_devices_of_one_chip():
+  """TPU7x: two devices share what a chip has, and a connection of their own."""
+  topology = parse_topology("tpu7x:2x2x1")
+  chip = topology.chip
+  assert (topology.chips, topology.devices) == (4, 8)
+  assert chip.device.memory == chip.memory / 2 == 96 * 2**30
+  assert chip.device.flops == chip.flops / 2
+  cells = [Described((x, y, 0)) for x in range(2) for y in range(2) for _ in range(2)]
+  devices = np.empty(8, object)
+  devices[:] = cells
+  mesh = Grid(devices.reshape(1, 4, 2, 1))
+  pairs = np.arange(8).reshape(4, 2)
+  gather, reduce = roofline.traffic(
+    [one("all-gather", 12e9, pairs), one("all-reduce", 1.2e9, pairs.T)], mesh, topology
+  )
+  assert {gather.kind, reduce.kind} == {"all-gather", "all-reduce"}
+  by_kind = {t.kind: t for t in (gather, reduce)}
+  assert by_kind["all-gather"].seconds == pytest.approx(6e9 / 600e9)
+  # Two axes of two chips, no rings: two links, of which each device has a half.
+  assert by_kind["all-reduce"].seconds == pytest.approx(1.8e9 / 100e9)
+
+
+@pytest.mark.parametrize(
+  "variables, share",
+  [
+    ({}, 0.75),
+    ({"XLA_CLIENT_MEM_FRACTION": ".9"}, 0.9),
+    ({"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.5"}, 0.5),
+    ({"XLA_CLIENT_MEM_FRACTION": "", "XLA_PYTHON_CLIENT_MEM_FRACTION": "1"}, 1.0),
+  ],
+)
+def test_the_share_of_memory_that_jax_takes(monkeypatch, capsys, variables, share):
+  for name in ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION"):
+    monkeypatch.delenv(name, raising=False)
+  for name, value in variables.items():
+    monkeypatch.setenv(name, value)
+  monkeypatch.setattr(cuda, "installed", lambda: False)
+  assert cli.main([*SCALE, "--topology=gpu:h100x8"]) == 0
+  text = capsys.readouterr().out
+  assert f"of {share * 80e9 / 2**30:.2f} GiB a chip" in text
+  assert f"JAX takes {share:.0%} of a GPU's memory" in text
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "1.5", "nan", "x", "75%"])
+def test_a_share_that_is_none(monkeypatch, capsys, value):
+  monkeypatch.delenv("XLA_PYTHON_CLIENT_MEM_FRACTION", raising=False)
+  monkeypatch.setenv("XLA_CLIENT_MEM_FRACTION", value)
+  monkeypatch.setattr(cuda, "installed", lambda: False)
+  assert cli.main([*SCALE, "--topology=gpu:h100x8"]) == 2
+  (line,) = capsys.readouterr().err.splitlines()
+  assert f"XLA_CLIENT_MEM_FRACTION={value}: must be a share" in line
+
+
+def test_two_shares(monkeypatch, capsys):
+  for name in ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION"):
+    monkeypatch.setenv(name, "0.5")
+  monkeypatch.setattr(cuda, "installed", lambda: False)
+  assert cli.main([*SCALE, "--topology=gpu:h100x8"]) == 2
+  (line,) = capsys.readouterr().err.splitlines()
+  assert "must not both be set" in line
+
+
 def test_a_roofline():
   chip = chips.TPUS["v5e"]
   found = roofline.roofline(197e12, 2**30, 2**29, 2**31, 0.25, chip)
@@ -229,13 +328,15 @@ def test_a_roofline():
 @pytest.mark.parametrize(
   "name, slices, words",
   [
-    ("v7:4x4", 1, "must be one of v4, v5e, v5p, v6e"),
+    ("v7:4x4", 1, "must be one of v4, v5e, v5p, v6e, tpu7x with"),
     ("v5e:4", 1, "v5e has 2 axes, NxN"),
     ("v5p:4x4", 1, "v5p has 3 axes"),
     ("v5e:0x4", 1, "v5e has 2 axes"),
     ("gpu:h100", 1, "gpu:KINDxN"),
     ("gpu:k80x8", 1, "a100, h100"),
     ("gpu:h100x12", 1, "gpu:h100x12: must be up to 8 GPUs, or whole machines of 8"),
+    ("gpu:gb200x6", 1, "4 GPUs, or whole machines of 4, beyond 72 whole racks of 72"),
+    ("gpu:gb200x76", 1, "4 GPUs, or whole machines of 4, beyond 72 whole racks of 72"),
     ("gpu:h100x8", 2, "--slices=2: must be 1 for GPUs"),
     ("v5e:4x4", 0, "--slices=0: must be at least 1"),
   ],
@@ -319,7 +420,7 @@ def test_estimated_temporaries_grow_with_the_rows(changes):
     mesh, vocabulary = sharding.abstract_mesh(c.mesh, 1), tiny.vocabulary(4096)
     p = Program.of(c, vocabulary, mesh)
     logits = 2 * 4 * rows * c.data.length * vocabulary.size
-    return estimate.temporaries(p, vocabulary) - 2 * held(p).parameters - logits
+    return estimate.temporaries(p, vocabulary) - 2 * p.held().parameters - logits
 
   one, two, four = estimated(1), estimated(2), estimated(4)
   fixed = 2 * one - two  # whatever the rows: a few vectors
@@ -372,7 +473,8 @@ def test_a_compiler_that_refuses_nothing(monkeypatch):
   if jax.device_count() != 4:
     pytest.skip("needs 4 devices; XLA_FLAGS of the environment say otherwise")
   on_this_cpu(monkeypatch, None)
-  usable = round(0.9 * chips.GPUS["h100"].memory)
+  monkeypatch.delenv(memory.SHARE, raising=False)
+  usable = round(0.75 * chips.GPUS["h100"].memory)
 
   def compile_and_tell(program):
     peak = usable + (program.config.train.accumulate == 1)

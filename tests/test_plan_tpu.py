@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from set_diffusion_jax import cli
+from set_diffusion_jax.hardware.chips import chip_of
 from set_diffusion_jax.plan import make_plan, parse_topology
 from set_diffusion_jax.plan.compiled import TooLarge, compile_step, usable_memory
 from set_diffusion_jax.plan.hlo import collectives
@@ -42,13 +43,15 @@ def step(topology, **changes):
 
 def test_every_kind_of_chip_is_known():
   before, limits = dict(os.environ), {}
-  for name in ("v4:2x2x1", "v5e:2x2", "v5p:2x2x1", "v6e:2x2"):
-    devices = described_devices(parse_topology(name))
-    assert len(devices) == 4
+  for name in ("v4:2x2x1", "v5e:2x2", "v5p:2x2x1", "v6e:2x2", "tpu7x:2x2x1"):
+    topology = parse_topology(name)
+    devices = described_devices(topology)
+    assert len(devices) == topology.devices
+    assert chip_of(devices[0].device_kind) is topology.chip
     assert dict(os.environ) == before  # start-up of several processes looks there
     limits[name[:3]] = usable_memory(devices[0]) / 2**30
   assert limits == pytest.approx(
-    {"v4:": 30.75, "v5e": 15.75, "v5p": 95.74, "v6e": 31.25}, abs=0.01
+    {"v4:": 30.75, "v5e": 15.75, "v5p": 95.74, "v6e": 31.25, "tpu": 94.75}, abs=0.01
   )
 
 

@@ -9,8 +9,7 @@ from collections.abc import Callable, Sequence
 
 import jax
 
-from set_diffusion_jax import cluster, processes
-from set_diffusion_jax.cli.configuration import read_config
+from set_diffusion_jax import cluster, processes, sharding
 from set_diffusion_jax.cli.evaluate import evaluate
 from set_diffusion_jax.cli.files import check_output
 from set_diffusion_jax.cli.generate import infill, sample
@@ -18,6 +17,7 @@ from set_diffusion_jax.cli.inspect import convert, inspect
 from set_diffusion_jax.cli.parser import make_parser
 from set_diffusion_jax.cli.plan import plan
 from set_diffusion_jax.cli.prepare import prepare
+from set_diffusion_jax.config.files import read_config
 from set_diffusion_jax.errors import NonFiniteError, Preempted, UserError
 from set_diffusion_jax.preemption import EXIT_CODE
 
@@ -71,6 +71,8 @@ def _run(argv: list[str]) -> int:
   arguments = make_parser().parse_args([a for a in argv if a not in configuration])
   if arguments.verb in ("train", "evaluate"):
     _join(arguments)
+  if arguments.verb not in ("prepare", "plan"):  # these need no device
+    sharding.check_backend()
   if arguments.verb == "train":
     from set_diffusion_jax.train import train
 

@@ -10,7 +10,7 @@ from set_diffusion_jax import data
 from set_diffusion_jax.config import Config
 from set_diffusion_jax.corrupt import Batch
 from set_diffusion_jax.objective import Objective
-from set_diffusion_jax.rng import TRAIN, row_keys, split_rows, stream_key
+from set_diffusion_jax.rng import TRAIN, stream_key, training_keys
 
 _SECONDS = 2.0  # of reading, to measure its speed
 # Kind of a slot -> what stands around its text, on a terminal and elsewhere.
@@ -62,17 +62,15 @@ def show_batch(config: Config, rows: int) -> dict:
 
 
 def _masked(config: Config, examples: data.Examples, vocabulary) -> np.ndarray:
-  """Which tokens a draw of the method masks: bool [B, L]."""
+  """Which tokens the first training step masks: bool [B, L]."""
   objective = Objective(config, None, vocabulary.mask, vocabulary.eos)
   if objective.one_stream:
     return np.zeros_like(examples["valid"])
   rows = jnp.arange(len(examples["tokens"]))
   batch = Batch(**{k: jnp.asarray(v) for k, v in examples.items()}, row=rows)
-  keys = row_keys(stream_key(config.train.seed, TRAIN), 0, rows)
-  order_keys, noise_keys = split_rows(split_rows(keys)[0])
-  order = objective.draw_order(batch, order_keys, True)
+  keys = training_keys(stream_key(config.train.seed, TRAIN), 0, rows)
   clip = jnp.array([config.corruption.t_min, config.corruption.t_max])
-  noise = objective.draw_noise(batch, order, *split_rows(noise_keys), clip=clip)
+  _, noise = objective.training_draws(batch, keys, clip)
   return np.asarray(noise.masked)
 
 

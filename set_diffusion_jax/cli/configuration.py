@@ -1,48 +1,15 @@
-"""Configurations from files, from checkpoints, and from `--config.a.b=value`."""
+"""Configurations of checkpoints, changed by `--config.a.b=value` and by options."""
 
 import argparse
 import dataclasses
-import pathlib
 from collections.abc import Sequence
 
-from absl import flags
-from ml_collections import ConfigDict, config_flags
-
-from set_diffusion_jax.config import Config, check_field, default_config
+from set_diffusion_jax.config import Config, default_config
+from set_diffusion_jax.config.files import changed_fields, with_changes
 from set_diffusion_jax.errors import UserError
 
 # What may differ from the configuration that a checkpoint was trained with.
 _OVERRIDABLE = ("data", "evaluate", "decode", "method", "compat", "model.dtype")
-
-
-def read_config(arguments: Sequence[str]) -> Config:
-  """The configuration of `--config=FILE[:key=value,...] [--config.a.b=value ...]`."""
-  arguments = list(arguments)
-  values = flags.FlagValues()
-  holder = config_flags.DEFINE_config_file(
-    "config", None, "", flag_values=values, sys_argv=["", *arguments]
-  )
-  named = [a.split("=", 1)[-1] for a in arguments if a.startswith("--config=")]
-  if not named or not named[-1]:
-    raise UserError("--config: must name a configuration file, as --config=FILE")
-  path = named[-1].split(":")[0]
-  if not pathlib.Path(path).is_file():
-    raise UserError(f"--config={path}: no such file")
-  changed_fields(arguments)
-  try:
-    values(["", *arguments])
-    settings = holder.value
-  except UserError:
-    raise
-  except flags.Error as error:
-    raise UserError(f"--config: {one_line(error)}") from None
-  except Exception as error:  # whatever the user's own file does
-    kind = type(error).__name__
-    raise UserError(f"--config={path}: {kind}: {one_line(error)}") from None
-  if not isinstance(settings, ConfigDict):
-    kind = type(settings).__name__
-    raise UserError(f"--config={path}: get_config returned {kind}, not a ConfigDict")
-  return Config.from_dict(settings.to_dict())
 
 
 def override(config: Config, arguments: Sequence[str]) -> Config:
@@ -56,30 +23,7 @@ def override(config: Config, arguments: Sequence[str]) -> Config:
       settings[group].update({k: v for k, v in fields.items() if v is not None})
     elif fields is not None:
       settings[group] = fields
-  values = flags.FlagValues()
-  config_flags.DEFINE_config_dict(
-    "config", settings, flag_values=values, sys_argv=["", *arguments]
-  )
-  try:
-    values(["", *arguments])
-  except flags.Error as error:
-    raise UserError(f"--config: {one_line(error)}") from None
-  return Config.from_dict(settings.to_dict())
-
-
-def changed_fields(arguments: Sequence[str]) -> list[str]:
-  """The fields of `--config.a.b=value`; UserError for one that does not exist."""
-  changes = [a for a in arguments if a.startswith("--config.")]
-  names = [a.removeprefix("--config.").split("=")[0] for a in changes]
-  for name in names:
-    check_field(name)
-  return names
-
-
-def one_line(error: Exception) -> str:
-  """The first line of what an exception says."""
-  text = str(error.args[0]) if error.args else type(error).__name__
-  return text.strip().splitlines()[0]
+  return with_changes(settings, arguments)
 
 
 def with_options(group, arguments: argparse.Namespace, names: Sequence[str]):

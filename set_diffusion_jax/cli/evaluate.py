@@ -73,6 +73,7 @@ def _likelihood(model, output: pathlib.Path | None, label: str) -> dict:
   with Progress(
     evaluator.total, len(done), label, "sequence", active=first
   ) as progress:
+    progress.say(evaluator.objective.where())
     if done:
       progress.say(f"continues from sequence {len(done)} of {evaluator.total}")
 

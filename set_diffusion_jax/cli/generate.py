@@ -52,6 +52,8 @@ def _generate(
   for first in range(0, len(templates), arguments.batch_size):
     batch = templates[first : first + arguments.batch_size]
     generation = model.generation(batch, arguments.seed, first_row=first)
+    if first == 0:  # by now the texts and options are known to be right
+      print(model.where(), file=sys.stderr)
     if arguments.stream and sys.stdout.isatty():
       _watch(generation, stops, [len(t) for t in batch], model.tokenizer)
     results += generation.finish(stops)

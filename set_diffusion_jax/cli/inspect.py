@@ -4,9 +4,9 @@ import argparse
 import json
 from collections.abc import Sequence
 
-from set_diffusion_jax.cli.configuration import read_config
 from set_diffusion_jax.cli.files import check_output, write
 from set_diffusion_jax.config import Config
+from set_diffusion_jax.config.files import read_config
 from set_diffusion_jax.errors import UserError
 
 

@@ -14,8 +14,9 @@ non-finite loss; 5 the processes of a job could not meet; 42 stopped by SIGTERM,
 saving; 130 interrupted.
 """
 _CONFIG_HELP = (
-  "--config=FILE[:key=value,...] names the configuration (required); "
-  "--config.group.field=value changes one of its fields."
+  "--config=FILE[:key=value,...] names the configuration (required): a file, or an "
+  "installed one by its name, such as quickstart; --config.group.field=value changes "
+  "one of its fields."
 )
 
 

@@ -5,7 +5,7 @@ import contextlib
 import pathlib
 from collections.abc import Sequence
 
-from set_diffusion_jax.cli.configuration import read_config
+from set_diffusion_jax.config.files import read_config
 from set_diffusion_jax.errors import UserError
 
 

@@ -6,53 +6,17 @@ defaults, so that memory can differ a little from what a GPU says.
 """
 
 import importlib.util
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 from jax.experimental import topologies
 
-from set_diffusion_jax.plan.chips import Chip
+from set_diffusion_jax.hardware.chips import Chip
 from set_diffusion_jax.plan.environment import environment
 
 PLUGINS = ("jax_cuda13_plugin", "jax_cuda12_plugin")
 # The plugin would refuse to be loaded where there is no driver, and says much.
 _ENVIRONMENT = {"JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1", "TF_CPP_MIN_LOG_LEVEL": "3"}
-
-
-class _Device(NamedTuple):
-  """What NVIDIA's tables say of a GPU.
-
-  Attributes:
-    name: as the driver gives it.
-    capability: compute capability, major and minor.
-    cores: streaming multiprocessors.
-    lanes: float32 units of one.
-    clock: GHz.
-    shared: bytes of shared memory of one, and at most of a block.
-    cache: bytes of the second-level cache.
-  """
-
-  name: str
-  capability: tuple[int, int]
-  cores: int
-  lanes: int
-  clock: float
-  shared: tuple[int, int]
-  cache: int
-
-
-_DEVICES = {
-  "a100": _Device(
-    "NVIDIA A100-SXM4-80GB", (8, 0), 108, 64, 1.41, (167936, 166912), 40 * 2**20
-  ),
-  "h100": _Device(
-    "NVIDIA H100 80GB HBM3", (9, 0), 132, 128, 1.98, (233472, 232448), 50 * 2**20
-  ),
-  "h200": _Device("NVIDIA H200", (9, 0), 132, 128, 1.98, (233472, 232448), 50 * 2**20),
-  "b200": _Device(
-    "NVIDIA B200", (10, 0), 148, 128, 1.965, (233472, 232448), 126 * 2**20
-  ),
-}
 
 
 def installed() -> bool:
@@ -61,12 +25,12 @@ def installed() -> bool:
 
 
 def described_devices(chip: Chip, count: int) -> list[Any]:
-  """So many GPUs in machines of `chip.group`, as the compiler knows them.
+  """So many GPUs in machines of `chip.host`, as the compiler knows them.
 
   Raises:
     RuntimeError: the compiler knows no such GPUs, or could not be loaded.
   """
-  each = min(count, chip.group)
+  each = min(count, chip.host)
   with environment(_ENVIRONMENT):
     jax.devices("cpu")  # has JAX look for its plugins
     found = topologies.get_topology_desc(
@@ -80,7 +44,7 @@ def described_devices(chip: Chip, count: int) -> list[Any]:
 
 def _target(chip: Chip) -> str:
   """XLA's GpuTargetConfigProto in text."""
-  device = _DEVICES[chip.name]
+  device = chip.cuda
   of_core, of_block = device.shared
   return f"""
     platform_name: "CUDA"

@@ -1,4 +1,4 @@
-"""GPUs without a compiler for them: exact state, estimated temporaries."""
+"""Machines without a compiler for them: exact state, estimated temporaries."""
 
 import dataclasses
 import math
@@ -10,19 +10,15 @@ from set_diffusion_jax.config import Config, MeshConfig
 from set_diffusion_jax.data import Vocabulary
 from set_diffusion_jax.loss import PIECE_ELEMENTS
 from set_diffusion_jax.plan.hlo import Collective
-from set_diffusion_jax.plan.work import held
-from set_diffusion_jax.rng import TRAIN, row_keys, stream_key
+from set_diffusion_jax.rng import TRAIN, stream_key, training_keys
 from set_diffusion_jax.sharding import abstract_mesh, row_ways
 from set_diffusion_jax.step import Program
 
-# The part of a GPU's memory that a program is taken to get.
-USABLE = 0.9
-
 
 def temporaries(program: Program, vocabulary: Vocabulary) -> int:
-  """Bytes a chip, by hand: gradients, what is kept for the backward pass, logits.
+  """Bytes a device, by hand: gradients, what is kept for the backward pass, logits.
 
-  What is kept is traced for the rows of one chip and one micro-batch; a compiler may
+  What is kept is traced for the rows of one device and one micro-batch; a compiler may
   keep less (it can recompute) or more (buffers of kernels).
   """
   config, shape = program.config, program.mesh.shape
@@ -36,10 +32,10 @@ def temporaries(program: Program, vocabulary: Vocabulary) -> int:
   )
 
   def kept(params, batch, clip):
-    keys = row_keys(stream_key(train.seed, TRAIN), 0, batch.row)
-    streams, dropout_keys = local.objective.training_streams(batch, keys, clip)
+    keys = training_keys(stream_key(train.seed, TRAIN), 0, batch.row)
+    streams = local.objective.training_streams(batch, keys, clip)
     priced = lambda params: local.objective.priced_nats(
-      params, streams, dropout_keys, streams.weight[None]
+      params, streams, keys.dropout, streams.weight[None]
     )
     return jax.vjp(priced, params, has_aux=True)[1]
 
@@ -54,7 +50,7 @@ def temporaries(program: Program, vocabulary: Vocabulary) -> int:
   activations = max(0, size(found) - weights) // shape["tensor"]
   vocab_size = vocabulary.size * rows * config.data.length
   logits = 2 * 4 * min(PIECE_ELEMENTS["gpu"], vocab_size) // shape["tensor"]
-  gradients = 2 * held(program).parameters  # of a micro-batch, and their sum
+  gradients = 2 * program.held().parameters  # of a micro-batch, and their sum
   return gradients + activations + logits
 
 
@@ -67,10 +63,7 @@ def collectives(program: Program, config: Config) -> list[Collective]:
   """
   shape, model = program.mesh.shape, config.model
   item = 2 if model.dtype == "bfloat16" else 4
-  weights = sum(
-    math.prod(leaf.shape) for leaf in jax.tree.leaves(program.abstract_state().params)
-  )
-  weights //= shape["tensor"]
+  weights = program.parameters() // shape["tensor"]
   micro = config.train.accumulate
   rows = config.train.batch_size // (row_ways(program.mesh) * micro)
   streams = 1 if config.method.name in ("ar", "masked") else 2

@@ -5,6 +5,8 @@ from jax.sharding import Mesh
 from set_diffusion_jax import sharding
 from set_diffusion_jax.config import Config
 from set_diffusion_jax.data import Vocabulary
+from set_diffusion_jax.hardware.memory import SHARE, gpu_share
+from set_diffusion_jax.hardware.work import weights_read
 from set_diffusion_jax.plan import estimate, nearest
 from set_diffusion_jax.plan.compiled import (
   CompiledStep,
@@ -17,13 +19,13 @@ from set_diffusion_jax.plan.report import (
   ANALYTIC,
   COMPILER,
   ESTIMATE,
+  JAX,
   SHEET,
   Line,
   Plan,
 )
 from set_diffusion_jax.plan.roofline import Traffic, roofline, traffic
 from set_diffusion_jax.plan.topology import Topology, described_devices
-from set_diffusion_jax.plan.work import held, parameters, step_flops, weights_read
 from set_diffusion_jax.step import Program, check_mesh, make_mesh
 
 _LIMITS = f"{ANALYTIC}, {COMPILER}, {SHEET}"
@@ -63,11 +65,22 @@ def make_plan(
 
 
 def _usable(topology: Topology, device) -> Line:
-  """What a program gets of a chip's memory."""
-  if topology.is_tpu and (limit := usable_memory(device)):
-    return Line("memory", "usable", limit, "bytes", COMPILER)
-  return Line(
-    "memory", "usable", estimate.USABLE * topology.chip.memory, "bytes", ESTIMATE
+  """What a program gets of a device's memory."""
+  if topology.is_tpu:
+    return Line("memory", "usable", usable_memory(device), "bytes", COMPILER)
+  return _shared(topology)
+
+
+def _shared(topology: Topology) -> Line:
+  """What JAX takes of a GPU's memory."""
+  usable = gpu_share() * topology.chip.memory
+  return Line("memory", "usable", usable, "bytes", f"{JAX}, {SHEET}")
+
+
+def _share_note() -> str:
+  return (
+    f"JAX takes {gpu_share():.0%} of a GPU's memory for its programs: {SHARE} (0.75 "
+    "where it is not set) in the environment of `plan`, and of the run"
   )
 
 
@@ -88,7 +101,7 @@ def _compiled(
   add("code", found.code, COMPILER)
   add("peak", found.peak, COMPILER)
   lines.append(usable)
-  add("HBM", topology.chip.memory, SHEET)
+  add("HBM", topology.chip.device.memory, SHEET)
   moving, problems = collectives(found.text)
   links = traffic(moving, program.mesh, topology)
   lines += _speed(program, topology, links, found.temporaries, COMPILER)
@@ -100,53 +113,55 @@ def _compiled(
     if value is not None:
       lines.append(Line("compiler", name, value, unit, COMPILER))
   notes = [_OVERLAP, *(f"collectives: {problem}" for problem in problems)]
+  if not topology.is_tpu:
+    notes.append(_share_note())
   mesh, fits = dict(program.mesh.shape), _fits(found, usable.value)
   return Plan(topology, mesh, fits, lines, notes, suggestion)
 
 
 def _refused(program, topology, found: TooLarge, suggestion) -> Plan:
   lines = _held(program)
-  state = held(program).total if found.temporaries_only else 0
+  state = program.held().total if found.temporaries_only else 0
   if found.temporaries_only:
     lines.append(Line("memory", "temporaries", found.needed, "bytes", COMPILER))
   source = f"{COMPILER}, {ANALYTIC}" if state else COMPILER
   lines += [
     Line("memory", "needed at least", found.needed + state, "bytes", source),
     Line("memory", "usable", found.limit, "bytes", COMPILER),
-    Line("memory", "HBM", topology.chip.memory, "bytes", SHEET),
+    Line("memory", "HBM", topology.chip.device.memory, "bytes", SHEET),
     Line("compiler", "time until refused", found.seconds, "seconds", COMPILER),
   ]
   return Plan(topology, dict(program.mesh.shape), False, lines, [], suggestion)
 
 
 def _estimate(config: Config, topology: Topology, vocabulary: Vocabulary) -> Plan:
-  mesh = sharding.abstract_mesh(config.mesh, topology.chips)
+  mesh = sharding.abstract_mesh(config.mesh, topology.devices)
   check_mesh(config, mesh)
   program = Program.of(config, vocabulary, mesh)
   lines = _held(program)
   temporaries = estimate.temporaries(program, vocabulary)
-  needed = held(program).total + temporaries
-  usable = estimate.USABLE * topology.chip.memory
+  needed = program.held().total + temporaries
+  usable = _shared(topology)
   add = lambda name, value, source: lines.append(
     Line("memory", name, value, "bytes", source)
   )
   add("temporaries", temporaries, ESTIMATE)
   add("needed", needed, ESTIMATE)
-  add("usable", usable, ESTIMATE)
+  lines.append(usable)
   add("HBM", topology.chip.memory, SHEET)
   links = traffic(estimate.collectives(program, config), mesh, topology)
   lines += _speed(program, topology, links, temporaries, ESTIMATE)
   notes = [
     _OVERLAP,
     "nothing was compiled, which needs the extra 'gpu': only the state is exact; "
-    "temporaries and collectives are by hand, and "
-    f"{estimate.USABLE:.0%} of HBM is taken as usable",
+    "temporaries and collectives are by hand",
+    _share_note(),
   ]
-  return Plan(topology, dict(mesh.shape), needed <= usable, lines, notes)
+  return Plan(topology, dict(mesh.shape), needed <= usable.value, lines, notes)
 
 
 def _held(program: Program) -> list[Line]:
-  size = held(program)
+  size = program.held()
   rows = [
     ("parameters", size.parameters),
     ("EMA", size.ema),
@@ -164,14 +179,15 @@ def _speed(
   source: str,
 ) -> list[Line]:
   config, chip, chips = program.config, topology.chip, topology.chips
-  flops, train = step_flops(program), config.train
-  state = held(program).total
+  flops, train = program.flops(), config.train
+  held, count = program.held().total, program.parameters()
   seconds = sum(t.seconds for t in links)
-  weights = weights_read(program)
-  limits = roofline(flops.executed / chips, state, weights, temporaries, seconds, chip)
+  weights = weights_read(config, count, program.mesh.shape["tensor"])
+  each = flops.executed / topology.devices
+  limits = roofline(each, held, weights, temporaries, seconds, chip.device)
   tokens = train.batch_size * config.data.length
   lines = [
-    Line("work", "parameters", parameters(program), "", ANALYTIC),
+    Line("work", "parameters", count, "", ANALYTIC),
     Line("work", "tokens a step", tokens, "", ANALYTIC),
     Line("work", "model FLOPs a step", flops.model, "FLOP", ANALYTIC),
     Line("work", "executed FLOPs a step", flops.executed, "FLOP", ANALYTIC),
@@ -216,7 +232,7 @@ def _nearest(config, devices, mesh: Mesh, vocabulary, usable: float) -> list[str
   tries = 0
   for candidate in nearest.candidates(config, dict(mesh.shape)):
     program = Program.of(candidate, vocabulary, make_mesh(candidate, devices))
-    if held(program).total > usable:
+    if program.held().total > usable:
       continue
     tries += 1
     if _fits(compile_step(program), usable):

@@ -2,12 +2,14 @@
 
 import dataclasses
 
-from set_diffusion_jax.plan.chips import GIB
+from set_diffusion_jax.hardware.chips import GIB
 from set_diffusion_jax.plan.topology import Topology
 
 # Where a figure is from. `analytic` is computed by hand from shapes, `compiler` read
-# from the compiled step, `estimate` neither; a figure made of two names both.
+# from the compiled step, `JAX's share` the part of a GPU's memory that JAX is told to
+# take, `estimate` none of these; a figure made of two names both.
 COMPILER, ANALYTIC, SHEET, ESTIMATE = "compiler", "analytic", "spec sheet", "estimate"
+JAX = "JAX's share"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +30,7 @@ class Plan:
   Attributes:
     topology: what was planned for.
     mesh: its axes and their sizes.
-    fits: whether a chip holds it.
+    fits: whether a device holds it.
     lines: the figures.
     notes: what else is to be said, a line each.
     suggestion: `--config.field=value` of the nearest configuration that fits, if it
@@ -68,7 +70,10 @@ class Plan:
     """For a terminal."""
     axes = " x ".join(f"{name} {size}" for name, size in self.mesh.items())
     slices = f", {self.topology.slices} slices" if self.topology.slices > 1 else ""
-    title = f"{self.topology.name}{slices}: {self.topology.chips} chips, mesh {axes}"
+    size = f"{self.topology.chips} chips"
+    if self.topology.chip.devices > 1:
+      size += f" of {self.topology.chip.devices} devices"
+    title = f"{self.topology.name}{slices}: {size}, mesh {axes}"
     found = [title, self._verdict()]
     width = max((len(line.name) for line in self.lines), default=0)
     section = None
@@ -97,7 +102,8 @@ class Plan:
     word = {"needed at least": "at least "}.get(needed, "")
     size = self.value("memory", needed) / GIB
     limit = self.value("memory", "usable") / GIB
-    return f"{verb}: {word}{size:.2f} GiB of {limit:.2f} GiB a chip"
+    each = "device" if self.topology.chip.devices > 1 else "chip"
+    return f"{verb}: {word}{size:.2f} GiB of {limit:.2f} GiB a {each}"
 
 
 _PREFIXES = (("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3))

@@ -6,7 +6,7 @@ import itertools
 import numpy as np
 from jax.sharding import AbstractMesh, Mesh
 
-from set_diffusion_jax.plan.chips import Chip
+from set_diffusion_jax.hardware.chips import Chip
 from set_diffusion_jax.plan.hlo import Collective
 from set_diffusion_jax.plan.topology import Topology
 
@@ -19,8 +19,8 @@ class Traffic:
     kind: of the collectives.
     axes: of the mesh, such as "data+fsdp".
     count: runs a step.
-    sent: bytes a chip a step, within a slice or machine.
-    network: bytes a chip a step, between them.
+    sent: bytes a device a step, within a slice or machine.
+    network: bytes a device a step, between them.
     seconds: that this takes by itself.
   """
 
@@ -48,55 +48,73 @@ def traffic(
 
 
 def _traffic(one: Collective, mesh: Mesh | AbstractMesh, topology: Topology) -> Traffic:
-  """A collective over a group of g chips in s slices or machines.
-
-  Within one, rings; between them, each of the g / s chips of one exchanges its part.
-  """
-  group = one.groups[0]
-  places = np.stack(np.unravel_index(group, tuple(mesh.shape.values())))
-  varies = [len(set(place.tolist())) > 1 for place in places]
+  """A collective; of its groups the one that spans most slices or machines counts."""
+  places = np.stack(np.unravel_index(one.groups, tuple(mesh.shape.values())))
+  varies = (places != places[..., :1]).any(axis=(1, 2))
   axes = [name for name, used in zip(mesh.axis_names, varies, strict=True) if used]
-  homes = _homes(group, mesh, topology)
-  across, within, network = len(set(homes)), one.sent * one.times, 0.0
-  if across > 1:
-    inner = max(1, len(group) // across)
-    whole = one.bytes * one.times * (2 if one.kind == "all-reduce" else 1)
-    within = whole * (inner - 1) / inner
-    network = whole / inner * (across - 1) / across
-  rate = link_rate(group, mesh, topology, one.kind)
-  seconds = within / rate + network / topology.chip.network
+  homes = [len(set(row)) for row in _homes(one.groups, mesh, topology).tolist()]
+  worst = int(np.argmax(homes))
+  within, network = (n * one.times for n in _sent(one, homes[worst]))
+  slowest = one.groups if one.kind == "collective-permute" else one.groups[[worst]]
+  rate = min(link_rate(group, mesh, topology, one.kind) for group in slowest)
+  seconds = within / rate + network / topology.chip.device.network
   return Traffic(one.kind, "+".join(axes), one.times, within, network, seconds)
 
 
+def _sent(one: Collective, across: int) -> tuple[float, float]:
+  """Bytes that a device sends in one run: within a slice or machine, and between them.
+
+  Its group has g devices in `across` of these. What is gathered or reduced goes in
+  rings within one, and between them each of its g / across devices exchanges its part.
+  Of an all-to-all, what is for another one goes there directly; a permute, which waits
+  for its slowest pair, sends all that it has.
+  """
+  if across == 1:
+    return one.sent, 0.0
+  if one.kind in ("collective-permute", "collective-broadcast"):
+    return 0.0, one.sent
+  size = one.groups.shape[-1]
+  inner = max(1, size // across)
+  if one.kind in ("all-to-all", "ragged-all-to-all"):
+    return one.bytes * (inner - 1) / size, one.bytes * (size - inner) / size
+  whole = one.bytes * (2 if one.kind == "all-reduce" else 1)
+  return whole * (inner - 1) / inner, whole / inner * (across - 1) / across
+
+
 def _homes(
-  group: np.ndarray, mesh: Mesh | AbstractMesh, topology: Topology
-) -> list[int]:
-  """The slice or machine of each chip of a group."""
+  groups: np.ndarray, mesh: Mesh | AbstractMesh, topology: Topology
+) -> np.ndarray:
+  """The slice, or what a switch joins, of each device of each group."""
   if topology.slices > 1:
-    return [mesh.devices.flat[i].slice_index for i in group]
+    return np.array([d.slice_index for d in mesh.devices.flat])[groups]
   if not topology.is_tpu:
-    return [int(i) // topology.chip.group for i in group]
-  return [0] * len(group)
+    return groups // topology.chip.group
+  return np.zeros_like(groups)
 
 
 def link_rate(
   group: np.ndarray, mesh: Mesh | AbstractMesh, topology: Topology, kind: str
 ) -> float:
-  """Bytes per second that a chip can send to others of its group.
+  """Bytes per second that a device can send to others of its group.
 
   On a torus, over all axes that the group spans: both links of an axis that closes to
-  a ring, one of an axis that does not; a permute takes one link.
+  a ring, one of an axis that does not; a permute takes one link. Devices of one chip
+  have a connection of their own.
   """
   chip = topology.chip
-  if not chip.torus or kind == "collective-permute":
+  if not chip.torus:
     return chip.link
   places = np.array([mesh.devices.flat[i].coords[: chip.torus] for i in group])
+  if chip.inside and (places == places[0]).all():
+    return chip.inside
+  if kind == "collective-permute":
+    return chip.device.link
   rings = [
     2 if size >= chip.ring else 1
     for size, column in zip(topology.shape, places.T, strict=True)
     if len(set(column.tolist())) > 1
   ]
-  return chip.link * max(1, sum(rings))
+  return chip.device.link * max(1, sum(rings))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,12 +148,12 @@ def roofline(
   """The limits of a step.
 
   Args:
-    flops: executed, a chip.
+    flops: executed, a device.
     held: bytes of the state; it is read and written once.
     weights: bytes of weights that products read, in all passes.
     temporaries: bytes at their peak; written once and read once.
     seconds: of all collectives.
-    chip: the spec sheet.
+    chip: the spec sheet of a device.
   """
   moved = 2 * held + weights + 2 * temporaries
   return Roofline(flops / chip.flops, moved / chip.bandwidth, seconds)

@@ -10,8 +10,8 @@ from typing import Any
 from jax.experimental import topologies
 
 from set_diffusion_jax.errors import UserError
+from set_diffusion_jax.hardware.chips import GPUS, TPUS, Chip
 from set_diffusion_jax.plan import cuda
-from set_diffusion_jax.plan.chips import GPUS, TPUS, Chip
 from set_diffusion_jax.plan.environment import environment
 
 _RIGHT = (
@@ -57,6 +57,11 @@ class Topology:
     """Of all slices."""
     return self.slices * math.prod(self.shape)
 
+  @property
+  def devices(self) -> int:
+    """What JAX has of them: a chip may be two devices."""
+    return self.chips * self.chip.devices
+
 
 def parse_topology(name: str, slices: int = 1) -> Topology:
   """The topology of `--topology`; UserError where there is none such."""
@@ -69,10 +74,11 @@ def parse_topology(name: str, slices: int = 1) -> Topology:
     if slices > 1:
       raise UserError(f"--slices={slices}: must be 1 for GPUs, which have no slices")
     chip, count = GPUS[gpu[1]], int(gpu[2])
-    if count > chip.group and count % chip.group:
+    if count > chip.host and count % (chip.group if count > chip.group else chip.host):
+      racks = f", beyond {chip.group} whole racks of {chip.group}"
       raise UserError(
-        f"--topology={name}: must be up to {chip.group} GPUs, or whole machines of "
-        f"{chip.group}"
+        f"--topology={name}: must be up to {chip.host} GPUs, or whole machines of "
+        f"{chip.host}{racks if chip.group > chip.host else ''}"
       )
     return Topology(name, chip, (count,))
   tpu = re.fullmatch(r"(\w+):(\d+(?:x\d+)*)", name)
