@@ -6,7 +6,7 @@ RUN := $(ENVIRONMENT)/bin/python
 INSTALLED := $(ENVIRONMENT)/.set-diffusion-installed
 
 # A process a core; the tests of a file stay together, they share what they compile.
-PARALLEL := --numprocesses=auto --maxprocesses=8 --dist=loadfile
+PARALLEL := --numprocesses=auto --maxprocesses=8 --dist=loadfile --durations=15
 
 .PHONY: quickstart test test-all lint
 
@@ -16,8 +16,10 @@ quickstart: $(INSTALLED)
 test: $(INSTALLED)
 	$(RUN) -m pytest $(PARALLEL) -m "not slow"
 
+# Jobs of several processes need the cores for themselves: one after another, at the end.
 test-all: $(INSTALLED)
-	$(RUN) -m pytest $(PARALLEL)
+	$(RUN) -m pytest $(PARALLEL) -m "not jobs"
+	$(RUN) -m pytest --durations=15 -m jobs
 
 lint: $(INSTALLED)
 	$(RUN) -m ruff check .

@@ -1,9 +1,13 @@
 """Settings that hold for every test."""
 
+import collections
 import os
+import shutil
 import tempfile
 
-os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=4")
+from tests import jobs, quick
+
+os.environ.setdefault("XLA_FLAGS", jobs.xla_flags(4))
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 from jaxtyping import install_import_hook
@@ -22,10 +26,38 @@ import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-# Many tests compile the same tiny programs: once a session is enough.
-CACHE = tempfile.TemporaryDirectory(prefix="set-diffusion-tests-")
-jax.config.update("jax_compilation_cache_dir", CACHE.name)
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+# Many tests compile the same tiny programs: once a session is enough. The workers of
+# pytest-xdist are started by the process that makes the folder, and inherit its name.
+CACHE = "SET_DIFFUSION_TESTS_CACHE"
+
+
+def pytest_configure(config):
+  """Makes the cache of compiled programs, in the process that starts the others."""
+  if CACHE not in os.environ:
+    os.environ[CACHE] = tempfile.mkdtemp(prefix="set-diffusion-tests-")
+    config.add_cleanup(lambda: shutil.rmtree(os.environ.pop(CACHE), ignore_errors=True))
+  jax.config.update("jax_compilation_cache_dir", os.environ[CACHE])
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+def pytest_collection_modifyitems(items):
+  """Marks what `tests/quick.py` leaves to `make test-all`."""
+  for item in items:
+    call = getattr(item, "callspec", None)
+    test = getattr(item, "originalname", item.name)
+    if quick.is_slow(item.path.name, test, call.id if call else None):
+      item.add_marker(pytest.mark.slow)
+
+
+def pytest_terminal_summary(terminalreporter):
+  """One line that says what was skipped, and what it needs."""
+  reasons = collections.Counter()
+  for report in terminalreporter.stats.get("skipped", ()):
+    if isinstance(report.longrepr, tuple):
+      reasons[report.longrepr[2].removeprefix("Skipped: ")] += 1
+  if reasons:
+    each = "; ".join(f"{count} x {reason}" for reason, count in reasons.items())
+    terminalreporter.write_line(f"skipped: {each}")
 
 
 @pytest.fixture(autouse=True, scope="module")

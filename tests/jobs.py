@@ -14,6 +14,8 @@ ROOT = pathlib.Path(__file__).parents[1]
 TIMEOUT = 400  # seconds; a job takes a tenth of it on a quiet machine
 
 
+# What tests compile runs for milliseconds: making it fast costs more than it saves.
+QUICK_COMPILATION = "--xla_backend_optimization_level=0"
 # The same tiny programs are compiled by job after job.
 CACHE = tempfile.TemporaryDirectory(prefix="set-diffusion-jobs-")
 
@@ -31,10 +33,15 @@ def config_file(folder, settings) -> pathlib.Path:
   return path
 
 
+def xla_flags(devices: int) -> str:
+  """Of a process with so many CPU devices."""
+  return f"--xla_force_host_platform_device_count={devices} {QUICK_COMPILATION}"
+
+
 def environment(devices: int, **more: str) -> dict:
   """Of a process with so many CPU devices."""
   variables = {
-    "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+    "XLA_FLAGS": xla_flags(devices),
     "JAX_PLATFORMS": "cpu",
     "JAX_COMPILATION_CACHE_DIR": CACHE.name,
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",

@@ -15,6 +15,7 @@ from tests.jobs import Job, config_file
 from tests.test_checkpoint import flip
 from tests.test_train import assert_identical, config, final, settings
 
+pytestmark = [pytest.mark.slow, pytest.mark.jobs]
 WHOLE = {"mesh__data": -1, "mesh__fsdp": 1, "mesh__tensor": 1}
 
 
@@ -61,13 +62,10 @@ def test_two_processes_equal_one(tmp_path):
   assert "train/mfu" not in rows[0]  # a CPU has no peak
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
   "count, mesh",
   [
     (2, {"mesh__data": 1, "mesh__fsdp": 1, "mesh__tensor": 4}),
-    (2, {"mesh__slice": 2, "mesh__fsdp": 2}),
-    (4, {"mesh__fsdp": 2, "mesh__tensor": 2}),
     (4, {"mesh__data": 1, "mesh__fsdp": 8, "train__accumulate": 2}),
     (4, {"mesh__slice": 2, "mesh__data": 2, "mesh__tensor": 2}),
   ],
@@ -96,7 +94,6 @@ LONG = {
 }
 
 
-@pytest.mark.slow
 def test_killed_and_continued_by_other_processes(tmp_path):
   """SIGKILL of either process, and each time the job goes on with another count."""
   whole, run = tmp_path / "whole", tmp_path / "run"
@@ -115,24 +112,22 @@ def test_killed_and_continued_by_other_processes(tmp_path):
   assert_equal_curves(curve(run), curve(whole))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("count, asked", [(1, 0), (2, 1)])
-def test_stopped_by_sigterm_and_continued(tmp_path, count, asked):
+def test_stopped_by_sigterm_and_continued(tmp_path):
   """All save the same step and end with 42; the rest is bit for bit as without."""
   whole, run = tmp_path / "whole", tmp_path / "run"
-  job = Job(tmp_path, count, 2, command(tmp_path, whole, **LONG))
-  assert job.wait() == [0] * count, job.text()
+  job = Job(tmp_path, 2, 2, command(tmp_path, whole, **LONG))
+  assert job.wait() == [0, 0], job.text()
   arguments = command(tmp_path, run, **LONG)
   for step in (5, 11):
-    job = Job(tmp_path, count, 2, arguments)
+    job = Job(tmp_path, 2, 2, arguments)
     job.reach(step)
-    job.processes[asked].send_signal(signal.SIGTERM)
-    assert job.wait() == [42] * count, job.text()
-    saved = {job.text(i).splitlines()[-1].split(",")[0] for i in range(count)}
+    job.processes[1].send_signal(signal.SIGTERM)
+    assert job.wait() == [42, 42], job.text()
+    saved = {job.text(i).splitlines()[-1].split(",")[0] for i in range(2)}
     assert len(saved) == 1
     assert "stopped at step" in saved.pop()
-  job = Job(tmp_path, count, 2, arguments)
-  assert job.wait() == [0] * count, job.text()
+  job = Job(tmp_path, 2, 2, arguments)
+  assert job.wait() == [0, 0], job.text()
   same = config(tmp_path, **{**WHOLE, **LONG})
   assert_identical(final(same, run), final(same, whole))
   validation = lambda path: [
@@ -143,7 +138,6 @@ def test_stopped_by_sigterm_and_continued(tmp_path, count, asked):
   assert validation(run) == validation(whole)
 
 
-@pytest.mark.slow
 def test_processes_at_odds_fail_together(tmp_path):
   """One line everywhere, code 2, and nothing is written."""
   work = tmp_path / "run"
@@ -161,14 +155,14 @@ def test_processes_at_odds_fail_together(tmp_path):
     job = Job(tmp_path, 2, 2, arguments, {1: [extra]})
     assert job.wait() == [2, 2], job.text()
     for index in range(2):
-      (line,) = [x for x in job.text(index).splitlines() if "Gloo" not in x]
-      assert line.startswith("error: ")
+      # What JAX's runtime logs, such as "[Gloo] ..." and "W1125 ...", may be there too.
+      (line,) = [x for x in job.text(index).splitlines() if x.startswith("error: ")]
+      assert "Traceback" not in job.text(index)
       assert all(word in line for word in words), line
     assert not work.exists()
     assert not (tmp_path / "elsewhere").exists()
 
 
-@pytest.mark.slow
 def test_nobody_there(tmp_path):
   """A process that cannot meet the others says so and ends with 5."""
   arguments = [*command(tmp_path, tmp_path / "run"), "--processes=2"]
@@ -179,7 +173,6 @@ def test_nobody_there(tmp_path):
     assert f"error: process {index} of 2" in job.text()
 
 
-@pytest.mark.slow
 def test_a_damaged_step_is_passed_over_by_all(tmp_path):
   """Damage that only one process would meet."""
   run, whole = tmp_path / "run", tmp_path / "whole"
@@ -199,7 +192,6 @@ def test_a_damaged_step_is_passed_over_by_all(tmp_path):
   assert_identical(final(same, run), final(same, whole))
 
 
-@pytest.mark.slow
 def test_evaluation_by_two_processes_equals_one(tmp_path):
   """The same figures; only the first process prints; interrupted work goes on."""
   work = tmp_path / "run"
@@ -221,4 +213,6 @@ def test_evaluation_by_two_processes_equals_one(tmp_path):
       scale = figures[0][name.removesuffix("_standard_error")]
       value = pytest.approx(value, abs=1e-6 * scale)
     assert figures[1][name] == value
+  for count, lines in zip((1, 2), texts, strict=True):
+    assert lines.pop(0).startswith(f"evaluate: on {2 * count} x cpu, ")
   assert texts[0] == texts[1]

@@ -14,10 +14,11 @@ LEVELS = [
   ["index"],
   ["corrupt"],
   ["model", "loss", "sharding", "metrics", "workdir", "checkpoint"],
+  ["hardware"],
   ["objective", "state"],
   ["decode", "evaluate", "weights", "convert"],
   ["step"],
-  ["train", "api", "picture", "plan", "throughput", "journal"],
+  ["train", "api", "picture", "plan", "throughput", "journal", "figures"],
   ["cli"],
 ]
 LEVEL = {room: number for number, rooms in enumerate(LEVELS) for room in rooms}

@@ -2,11 +2,9 @@
 
 import functools
 import json
-import os
+import platform
 import re
 import signal
-import subprocess
-import sys
 import time
 
 import jax
@@ -22,9 +20,9 @@ from set_diffusion_jax.checkpoint import FORMAT_VERSION, Checkpoints
 from set_diffusion_jax.config import Config
 from set_diffusion_jax.errors import NonFiniteError, UserError
 from set_diffusion_jax.metrics import read_metrics
-from set_diffusion_jax.rng import split_rows
+from set_diffusion_jax.rng import training_keys
 from set_diffusion_jax.train import Run, train
-from tests import tiny
+from tests import jobs, tiny
 
 
 def settings(folder, **changes):
@@ -96,11 +94,10 @@ def test_saving_does_not_disturb_what_is_saved(tmp_path):
   )
 
 
+@pytest.mark.jobs
 @pytest.mark.slow
 def test_kill_at_any_time_then_resume(tmp_path):
   """SIGKILL at random moments, saves included, until the run is through."""
-  tiny.text_file(tmp_path)
-  settings_file = tmp_path / "settings.py"
   fields = settings(
     tmp_path,
     train__steps=60,
@@ -109,55 +106,30 @@ def test_kill_at_any_time_then_resume(tmp_path):
     mesh__fsdp=1,
     mesh__tensor=1,
   )
-  settings_file.write_text(
-    "import json\nfrom set_diffusion_jax.config import default_config\n"
-    "def get_config(_=''):\n"
-    "  config = default_config()\n"
-    f"  config.update(json.loads({fields.to_json()!r}))\n"
-    "  return config\n"
-  )
-  environment = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+  file = jobs.config_file(tmp_path, fields)
+  whole, killed = tmp_path / "whole", tmp_path / "killed"
 
   def start(workdir):
-    return subprocess.Popen(
-      [
-        sys.executable,
-        "-m",
-        "set_diffusion_jax",
-        "train",
-        f"--config={settings_file}",
-        f"--workdir={workdir}",
-      ],
-      env=environment,
-      stderr=subprocess.PIPE,
-      text=True,
-    )
+    words = ["train", f"--config={file}", f"--workdir={workdir}"]
+    return jobs.Job(tmp_path, 1, 1, words)
 
-  whole, killed = tmp_path / "whole", tmp_path / "killed"
-  process = start(whole)
-  _, errors = process.communicate(timeout=300)
-  assert process.returncode == 0, errors
+  job = start(whole)
+  assert job.wait() == [0], job.text()
   rng = np.random.default_rng(0)
-  kills = 0
-  for _ in range(40):
-    process = start(killed)
-    if kills < 6:
-      seen = {p.name for p in (killed / "checkpoints").glob("*")}
-      deadline = time.time() + 120
-      # Wait until this run saves something (finished or not), then a random while.
-      while time.time() < deadline and process.poll() is None:
-        if {p.name for p in (killed / "checkpoints").glob("*")} - seen:
-          break
-        time.sleep(0.002)
-      time.sleep(rng.uniform(0, 0.15))
-      process.send_signal(signal.SIGKILL)
-      kills += process.wait() == -signal.SIGKILL
-      process.stderr.close()
-      continue
-    _, errors = process.communicate(timeout=300)
-    assert process.returncode == 0, errors
-    break
-  assert kills == 6
+  for _ in range(6):
+    seen = {p.name for p in (killed / "checkpoints").glob("*")}
+    job = start(killed)
+    (process,) = job.processes
+    deadline = time.monotonic() + jobs.TIMEOUT
+    # Wait until this run saves something (finished or not), then a random while.
+    while not {p.name for p in (killed / "checkpoints").glob("*")} - seen:
+      assert process.poll() is None and time.monotonic() < deadline, job.text()
+      time.sleep(0.002)
+    time.sleep(rng.uniform(0, 0.15))
+    process.send_signal(signal.SIGKILL)
+    assert job.wait() == [-signal.SIGKILL]
+  job = start(killed)
+  assert job.wait() == [0], job.text()
   fields.mesh.update({"data": -1, "fsdp": 1, "tensor": 1})
   one = Config.from_dict({**fields.to_dict(), "train": fields.train.to_dict()})
   assert_identical(final(one, killed), final(one, whole))
@@ -256,15 +228,11 @@ def test_step_is_the_gradient_of_the_mean(tmp_path):
   current, batch = jax.device_get(perturbed(run)), run.put(next(run.batches()))
   start = jax.tree.map(jnp.array, current)
   batch = jax.tree.map(jnp.array, jax.device_get(batch))
-  keys = jax.vmap(
-    lambda row: jax.random.fold_in(jax.random.fold_in(start.key, 0), row)
-  )(jnp.asarray(batch.row))
-
-  keys, _ = split_rows(keys)
+  keys = training_keys(start.key, 0, jnp.asarray(batch.row))
 
   def mean(params):
-    streams, dropout_keys = run.objective.training_streams(batch, keys, start.clip)
-    nats = run.objective.nats(params, streams, dropout_keys)
+    streams = run.objective.training_streams(batch, keys, start.clip)
+    nats = run.objective.nats(params, streams)
     return (nats * streams.weight).sum() / streams.counted.sum()
 
   loss, gradient = jax.value_and_grad(mean)(start.params)
@@ -380,7 +348,11 @@ def test_checkpoints_are_self_contained(tmp_path):
   assert meta["format_version"] == FORMAT_VERSION
   assert meta["tokenizer"]["mask"] == 259
   assert meta["schedule"]["position_offset"]["width"] == pytest.approx(4 / 19)
-  assert set(meta) >= {"data", "code_version", "weights_from"}
+  assert set(meta) >= {"data", "weights_from"}
+  versions = meta["versions"]
+  assert versions["jax"] == jax.__version__
+  assert versions["Python"] == platform.python_version()
+  assert set(versions) >= {"set_diffusion_jax", "source", "jaxlib"}
 
 
 @pytest.mark.parametrize(
@@ -462,10 +434,10 @@ def test_gradient_variance_is_that_of_single_tokens(accumulate):
   # One after another: vmapped over 512 keys, jaxlib 0.10.2 on CPU is wrong.
   seeds = jax.random.split(jax.random.key(1), 1500)
   estimates = np.asarray(jax.jit(lambda s: jax.lax.map(estimate, s))(seeds))
-  keys = jax.random.split(jax.random.key(0), 2)  # nothing of AR is drawn
+  keys = training_keys(jax.random.key(0), 0, batch.row)  # nothing of AR is drawn
 
   def each(params):
-    streams, _ = obj.training_streams(batch, keys, clip)
+    streams = obj.training_streams(batch, keys, clip)
     return obj.nats(params, streams)[:, :-1].ravel()
 
   single = jax.tree.leaves(jax.jit(jax.jacrev(each))(params))
