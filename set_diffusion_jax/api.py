@@ -245,6 +245,14 @@ class Model:
       first_row,
     )
 
+  def where(self) -> str:
+    """A line: the device that texts are generated on, dtype, and kind of attention."""
+    uncached = self.config.method.name == "masked"
+    if uncached:
+      return self.objective.where()
+    device = sharding.devices_line(None)
+    return f"{device}, {self.config.model.dtype}; attention: XLA over a cache"
+
   def templates(self, texts: Sequence[str]) -> list[np.ndarray]:
     """Ids of texts with gaps, [MASK] where a token is wanted."""
     return [template(text, self.tokenizer, self.config.data.bos) for text in texts]
@@ -309,5 +317,6 @@ def load(path: str | pathlib.Path, weights: str | None = None) -> Model:
 
   The weights are replicated on all devices, whatever mesh they were trained on.
   """
+  sharding.check_backend()
   stored = read_weights(path, weights)
   return Model(stored.config, stored.params, stored.tokenizer, stored.step)

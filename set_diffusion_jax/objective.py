@@ -12,6 +12,7 @@ from set_diffusion_jax.config import Config
 from set_diffusion_jax.corrupt import Batch, Noise, Streams
 from set_diffusion_jax.loss import PIECE_ELEMENTS, priced_nats, slot_nats
 from set_diffusion_jax.model import Network
+from set_diffusion_jax.model.attention import kernel_line
 from set_diffusion_jax.order import (
   Order,
   draw_order,
@@ -21,7 +22,7 @@ from set_diffusion_jax.order import (
   position_offset,
   set_reach,
 )
-from set_diffusion_jax.rng import split_rows
+from set_diffusion_jax.rng import TrainingKeys, split_rows, training_keys
 from set_diffusion_jax.schedules import MaskSchedule
 
 
@@ -73,13 +74,42 @@ class Objective:
     elements = PIECE_ELEMENTS.get(platform, PIECE_ELEMENTS["gpu"])
     return elements * self.network.ways
 
-  def draw_order(self, batch: Batch, keys: Key[Array, " B"], train: bool) -> Order:
-    """An order for each row from the method's policy."""
+  def where(self) -> str:
+    """A line: devices, compute dtype, and how attention of whole texts runs there."""
+    model, mesh = self.config.model, self.network.module.mesh
+
+    def index():
+      tokens = jnp.zeros((1, self.config.data.length), jnp.int32)
+      flags = tokens == 0
+      batch = Batch(tokens, flags, ~flags, tokens[:, 0])
+      keys = training_keys(jax.random.key(0), 0, batch.row)
+      return self.training_streams(batch, keys, jnp.array([0.0, 1.0])).index
+
+    dtype = jnp.dtype(model.dtype)
+    kernel = kernel_line(jax.eval_shape(index), model.head_width, dtype, mesh)
+    return f"{sharding.devices_line(mesh)}, {dtype.name}; {kernel}"
+
+  def draw_order(
+    self,
+    batch: Batch,
+    keys: Key[Array, " B"],
+    train: bool,
+    length: int | None = None,
+  ) -> Order:
+    """An order for each row from the method's policy.
+
+    Args:
+      batch: B rows of text.
+      keys: one a row.
+      train: whether `method.eos_last` holds.
+      length: on which schedules depend; None: data.length, or L if it is more.
+    """
     last = None
     if train and self.config.method.eos_last:
       last = batch.tokens == self.eos_id
     group = groups(batch.valid, batch.context, last)
-    length = max(self.config.data.length, group.shape[-1])
+    if length is None:
+      length = max(self.config.data.length, group.shape[-1])
     return draw_order(self.config.method, length, keys, group)
 
   def draw_noise(
@@ -214,19 +244,22 @@ class Objective:
     )
     return h[:, -streams.target.shape[-1] :]
 
-  def training_streams(
-    self, batch: Batch, keys: Key[Array, " B"], clip: Float[Array, " 2"]
-  ) -> tuple[Streams, Key[Array, " B"] | None]:
-    """Draws order and noise, and the keys of dropout if there is any.
+  def training_draws(
+    self, batch: Batch, keys: TrainingKeys, clip: Float[Array, " 2"]
+  ) -> tuple[Order, Noise]:
+    """The order of each row in a training step, and what is masked in it.
 
     `clip` is the range of noise levels, [t_min, t_max].
     """
-    draw_keys, dropout_keys = split_rows(keys)
-    order_keys, noise_keys = split_rows(draw_keys)
-    order = self.draw_order(batch, order_keys, True)
-    noise = self.draw_noise(batch, order, *split_rows(noise_keys), clip=clip)
-    streams = self.streams(batch, order, noise, True)
-    return streams, dropout_keys if self.config.model.dropout else None
+    order = self.draw_order(batch, keys.order, True)
+    return order, self.draw_noise(batch, order, keys.noise, keys.strata, clip=clip)
+
+  def training_streams(
+    self, batch: Batch, keys: TrainingKeys, clip: Float[Array, " 2"]
+  ) -> Streams:
+    """What the model reads in a training step, under the draws of `training_draws`."""
+    order, noise = self.training_draws(batch, keys, clip)
+    return self.streams(batch, order, noise, True)
 
   def evaluation_nats(
     self,

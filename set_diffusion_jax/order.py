@@ -108,6 +108,15 @@ def blocks(batch: int, length: int, block_size: int) -> Order:
   return Order(order.position, order.position // block_size)
 
 
+def random_turns(keys: Key[Array, " B"], length: int) -> Int[Array, "B L"]:
+  """A uniformly random turn for each position.
+
+  The order of some positions does not depend on how many others there are.
+  """
+  draws = jax.vmap(lambda key: jax.random.uniform(key, (length,)))(keys)
+  return jnp.argsort(jnp.argsort(draws, axis=-1), axis=-1).astype(jnp.int32)
+
+
 def _by_reveal_time(
   schedule: PositionOffset, keys: Key[Array, " B"], group: Int[Array, "B L"]
 ) -> tuple[Int[Array, "B L"], Float[Array, "B L"]]:

@@ -1,7 +1,10 @@
 """Random keys by meaning: every draw belongs to a row, never to a device or a batch."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Int, Key
 
 # The first thing folded into a seed's key: training, evaluation and decoding with the
 # same seed stay independent.
@@ -29,6 +32,67 @@ def row_keys(root: jax.Array, coordinate: jax.Array | int, rows: jax.Array):
   """
   shared = jax.random.fold_in(root, coordinate)
   return jax.vmap(jax.random.fold_in, (None, 0))(shared, rows.astype(jnp.uint32))
+
+
+class TrainingKeys(NamedTuple):
+  """Every draw of a row in a training step, by name; keys [B].
+
+  Attributes:
+    order: of its generation order.
+    noise: of noise levels and of what is masked.
+    strata: of the strata that the levels of its sets fall into.
+    dropout: in the model.
+    signs: of train.gradient_variance.
+  """
+
+  order: Key[Array, " B"]
+  noise: Key[Array, " B"]
+  strata: Key[Array, " B"]
+  dropout: Key[Array, " B"]
+  signs: Key[Array, " B"]
+
+
+def training_keys(root: jax.Array, step: Int[Array, ""] | int, rows) -> TrainingKeys:
+  """The draws of rows in a step: for training, and for whatever shows what it draws.
+
+  Args:
+    root: of `stream_key(seed, TRAIN)`.
+    step: counts from 0.
+    rows: int32 [B], by their place in the global batch.
+  """
+  keys, signs = split_rows(row_keys(root, step, rows))
+  keys, dropout = split_rows(keys)
+  order, keys = split_rows(keys)
+  noise, strata = split_rows(keys)
+  return TrainingKeys(order, noise, strata, dropout, signs)
+
+
+class DecodingKeys(NamedTuple):
+  """Every draw of a row in a decoding step, by name; keys [B].
+
+  Attributes:
+    token: of the candidates' tokens; with the text position folded in.
+    reveal: which candidates a step of posterior sampling reveals.
+    accept: whether drafts are accepted.
+    last: the token that ends a round of speculation.
+  """
+
+  token: Key[Array, " B"]
+  reveal: Key[Array, " B"]
+  accept: Key[Array, " B"]
+  last: Key[Array, " B"]
+
+
+def decoding_keys(keys: Key[Array, " B"], steps: Int[Array, " B"]) -> DecodingKeys:
+  """The draws of rows in their next step, after so many of them.
+
+  Args:
+    keys: of each row, for nothing but its steps.
+    steps: that each row has taken.
+  """
+  names = len(DecodingKeys._fields)
+  split = lambda key, step: jax.random.split(jax.random.fold_in(key, step), names)
+  return DecodingKeys(*jax.vmap(split)(keys, steps).T)
 
 
 def split_rows(keys: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -46,8 +46,10 @@ def learning_rate(optimizer: OptimizerConfig, train: TrainConfig) -> optax.Sched
 
 
 def make_optimizer(config: Config) -> optax.GradientTransformation:
-  """AdamW after global-norm clipping."""
+  """AdamW after global-norm clipping; `OptimizerConfig` says what its decay means."""
   o = config.optimizer
+  # The chain multiplies it by lr.
+  decay = o.weight_decay / (o.learning_rate if o.decay == "relative" else 1.0)
   return optax.chain(
     optax.clip_by_global_norm(o.clip_norm),
     optax.adamw(
@@ -55,7 +57,7 @@ def make_optimizer(config: Config) -> optax.GradientTransformation:
       b1=o.beta1,
       b2=o.beta2,
       eps=o.epsilon,
-      weight_decay=o.weight_decay,
+      weight_decay=decay,
     ),
   )
 

@@ -14,10 +14,12 @@ from set_diffusion_jax.checkpoint import abstract
 from set_diffusion_jax.config import Config
 from set_diffusion_jax.corrupt import Batch
 from set_diffusion_jax.data import Vocabulary
+from set_diffusion_jax.hardware import work
+from set_diffusion_jax.hardware.flops import Flops
 from set_diffusion_jax.loss import LossTerms, loss_terms, weighted
 from set_diffusion_jax.model import build_network
 from set_diffusion_jax.objective import Objective
-from set_diffusion_jax.rng import row_keys, split_rows
+from set_diffusion_jax.rng import TrainingKeys, training_keys
 from set_diffusion_jax.state import TrainState
 
 
@@ -42,14 +44,15 @@ class Sums(NamedTuple):
   plain: dict | None
 
 
-def micro_gradients(objective: Objective, params, clip, batch: Batch, keys) -> Sums:
+def micro_gradients(
+  objective: Objective, params, clip, batch: Batch, keys: TrainingKeys
+) -> Sums:
   """The sums of one micro-batch: a forward pass, and a backward pass a gradient.
 
   In the output layer all gradients are taken in the forward pass.
   """
   config = objective.config
-  keys, sign_keys = split_rows(keys)
-  streams, dropout_keys = objective.training_streams(batch, keys, clip)
+  streams = objective.training_streams(batch, keys, clip)
   weight = streams.weight
 
   def terms_of(nats):
@@ -62,9 +65,9 @@ def micro_gradients(objective: Objective, params, clip, batch: Batch, keys) -> S
     sign = jax.vmap(
       lambda key: jax.random.rademacher(key, weight.shape[1:], jnp.float32)
     )
-    prices += [weight * sign(sign_keys), weight]
+    prices += [weight * sign(keys.signs), weight]
   priced = lambda params: objective.priced_nats(
-    params, streams, dropout_keys, jnp.stack(prices)
+    params, streams, keys.dropout, jnp.stack(prices)
   )
   _, pullback, nats = jax.vjp(priced, params, has_aux=True)
   found = [pullback(one)[0] for one in jnp.eye(len(prices))]
@@ -105,7 +108,7 @@ def train_step(
     with train.gradient_variance that variance.
   """
   config = objective.config
-  keys = row_keys(current.key, current.step, batch.row)
+  keys = training_keys(current.key, current.step, batch.row)
   count = config.train.accumulate
   # Rows are dealt out in turn, so that each micro-batch is spread over all devices.
   deal = lambda x: jnp.moveaxis(x.reshape(-1, count, *x.shape[1:]), 1, 0)
@@ -207,3 +210,15 @@ class Program:
     flags = shape((rows, length), jnp.bool)
     tokens, row = shape((rows, length), jnp.int32), shape((rows,), jnp.int32)
     return Batch(tokens, valid=flags, context=flags, row=row)
+
+  def held(self) -> work.Held:
+    """Bytes a device of the state and of a batch."""
+    return work.held(self.abstract_state(), self.abstract_batch())
+
+  def parameters(self) -> int:
+    """How many there are."""
+    return work.parameters(self.abstract_state().params)
+
+  def flops(self) -> Flops:
+    """Operations of a step over the global batch."""
+    return work.step_flops(self.objective, self.abstract_batch(), self.mesh)

@@ -20,7 +20,7 @@ from set_diffusion_jax.preemption import Preemption
 from set_diffusion_jax.state import TrainState
 from set_diffusion_jax.step import Program, make_mesh
 from set_diffusion_jax.throughput import CompileTime, Trace
-from set_diffusion_jax.version import VERSION, code_digest
+from set_diffusion_jax.version import changes, versions
 from set_diffusion_jax.weights import graft, read_weights
 
 
@@ -113,7 +113,7 @@ class Run(Program):
       "data": self.corpus.fingerprint,
       "tokenizer": self.corpus.tokenizer.describe(),
       "schedule": schedule,
-      "code_version": VERSION,
+      "versions": versions(),
       "weights_from": weights_from,
       "evaluation_owed": owed,
     }
@@ -155,7 +155,8 @@ def train(
     first, current = found.step, found.state
     weights_from, owed = found.meta["weights_from"], found.meta["evaluation_owed"]
     at = f"{'is already at' if first >= total else 'continues from'} step {first}"
-    news = [*found.news, at]
+    since = changes(f"step {first}", found.meta.get("versions", {}))
+    news = [*found.news, at, *since]
   writes = processes.is_first()
   with (
     Preemption() as preemption,
@@ -165,7 +166,7 @@ def train(
     CompileTime() as compiled,
     Trace(directory / "profile" if profile and writes else None, first) as trace,
   ):
-    for line in news:
+    for line in (run.objective.where(), *news):
       progress.say(line)
     journal = Journal(run, writer, progress, compiled, first)
     loop = Loop(run, evaluator, batches, checkpoints, journal, preemption, weights_from)
@@ -273,10 +274,6 @@ def _facts(config: Config, directory: pathlib.Path) -> dict:
   paths = ("data.train_path", "data.validation_path", "data.directory")
   flat = config.flat()
   fields = {name: flat[name] for name in flat if name not in (*paths, "data.tokenizer")}
-  return {
-    **fields,
-    "--workdir": str(directory.absolute()),
-    "code version": VERSION,
-    "code sha256": code_digest()[:12],
-    "jax version": jax.__version__,
-  }
+  code = {f"version of {name}": value for name, value in versions().items()}
+  code.pop("version of Python")  # hosts may differ in it
+  return {**fields, "--workdir": str(directory.absolute()), **code}

@@ -1,7 +1,6 @@
 """The shipped corpora in the form they are published in, through the real code."""
 
 import dataclasses
-import importlib.util
 import json
 import pathlib
 import re
@@ -12,18 +11,11 @@ import tokenizers
 
 from set_diffusion_jax import cli, data, load
 from set_diffusion_jax.config import Config, DataConfig
+from set_diffusion_jax.configs import corpora
 from set_diffusion_jax.train import train
 from tests import tiny
 
 ROOT = pathlib.Path(__file__).parents[1]
-SHARED = ROOT.parent / "shared" / "data"
-
-
-def corpora():
-  spec = importlib.util.spec_from_file_location("c", ROOT / "configs" / "corpora.py")
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module
 
 
 def small(config, length=16):
@@ -37,10 +29,10 @@ def small(config, length=16):
   return Config.from_dict(config.to_dict())
 
 
-@pytest.mark.parametrize("name", list(corpora().CORPORA))
+@pytest.mark.parametrize("name", list(corpora.CORPORA))
 def test_every_corpus_is_a_valid_configuration(name):
   for arguments in (f"corpus={name}", f"corpus={name},prepared=x"):
-    config = Config.from_dict(corpora().get_config(arguments).to_dict())
+    config = Config.from_dict(corpora.get_config(arguments).to_dict())
     assert config.data.source in ("lines", "jsonl", "text", "prepared")
   text = (ROOT / "docs" / "data.md").read_text()
   assert re.search(rf"^\| `{name}` ", text, re.MULTILINE)
@@ -70,7 +62,7 @@ def write_tokenizers(folder):
 def test_lm1b(tmp_path):
   """Sentences in many files, wrapped between [CLS] and [SEP], a [SEP] after each."""
   write_tokenizers(tmp_path)
-  get = corpora().get_config
+  get = corpora.get_config
   paths = get(f"corpus=lm1b,data={tmp_path}").data
   sentences = [f"It was the {word} of times , it was ." for word in ("best", "worst")]
   for pattern, files in ((paths.train_path, 3), (paths.validation_path, 2)):
@@ -114,16 +106,15 @@ def test_openwebtext(tmp_path, capsys):
     rows = [json.dumps({"text": text}) for text in texts[part::3]]
     (tmp_path / "openwebtext" / f"{part}.jsonl").write_text("\n".join(rows))
   base = f"corpus=openwebtext,data={tmp_path}"
-  file = ROOT / "configs" / "corpora.py"
   fields = ["--config.data.length=16", "--config.data.validation_documents=5"]
-  command = ["prepare", f"--config={file}:{base}", *fields, f"--output={tmp_path}/out"]
+  command = ["prepare", f"--config=corpora:{base}", *fields, f"--output={tmp_path}/out"]
   assert cli.main([*command, "--workers=1", "--shard-size=0.0005"]) == 0
   printed = capsys.readouterr().out
   assert re.search(r"train +25 documents, .* 4 shards", printed)
   assert re.search(r"validation +5 documents", printed)
   assert cli.main(["prepare", f"--check={tmp_path}/out"]) == 0
   assert "all are whole" in capsys.readouterr().out
-  config = corpora().get_config(f"{base},prepared={tmp_path}/out")
+  config = corpora.get_config(f"{base},prepared={tmp_path}/out")
   config.data.validation_documents = 5
   corpus = data.load(small(config).data)
   ids, _ = corpus.validation.text.read(0, corpus.validation.text.tokens)
@@ -135,7 +126,7 @@ def test_openwebtext(tmp_path, capsys):
   capsys.readouterr()
   assert cli.main(["evaluate", f"--checkpoint={tmp_path}/run", "--sequences=4"]) == 0
   assert "64 tokens" in capsys.readouterr().out
-  shown = ["inspect", "--data", f"--config={file}:{base},prepared={tmp_path}/out"]
+  shown = ["inspect", "--data", f"--config=corpora:{base},prepared={tmp_path}/out"]
   capsys.readouterr()
   output = tmp_path / "figures.json"
   shown += [*fields, "--rows=1", f"--output={output}", "--config.train.batch_size=2"]
@@ -146,18 +137,32 @@ def test_openwebtext(tmp_path, capsys):
   assert json.loads(output.read_text())["targets"] == 32
 
 
+# As WikiText is published, word by word with its own marks.
+MARKED = [
+  " = Night train = ",
+  " ",
+  " The <unk> line , opened in 1 @,@ 904 , is a two @-@ track railway of the Señora .",
+  " ",
+  " = = Stations = = ",
+  " ",
+  ' At " Old Mill " ( 3 @.@ 5 km ) trains stop 😀 only where somebody waits . ',
+]
+
+
 @pytest.mark.parametrize("name", ["gpt2", "bert-base-uncased"])
-def test_real_text_with_real_tokenizers(tmp_path, name):
-  if not SHARED.exists():
-    pytest.skip("needs ../shared/data")
+def test_text_and_its_shards_are_the_same(tmp_path, name):
+  write_tokenizers(tmp_path)
+  article = "".join(f"{line}\n" for line in MARKED)
+  text = "".join(article.replace("904", str(900 + i)) for i in range(20))
+  (tmp_path / "valid.txt").write_text(text, encoding="utf-8")
   fields = {
     "source": "lines",
-    "train_path": str(SHARED / "wikitext-2" / "valid.txt"),
-    "tokenizer": str(SHARED / "tokenizers" / name),
-    "length": 128,
+    "train_path": str(tmp_path / "valid.txt"),
+    "tokenizer": str(tmp_path / "tokenizers" / name),
+    "length": 32,
   }
   direct = DataConfig(**fields)
-  data.prepare(direct, tmp_path / "out", shard=200_000)
+  data.prepare(direct, tmp_path / "out", workers=1, shard=1500)
   again = DataConfig(**{**fields, "source": "prepared", "directory": f"{tmp_path}/out"})
   first, second = data.load(direct), data.load(again)
   assert first.train.digest == second.train.digest
@@ -166,7 +171,6 @@ def test_real_text_with_real_tokenizers(tmp_path, name):
     for key in one if isinstance(one, dict) else [slice(None)]:
       np.testing.assert_array_equal(one[key], two[key])
   if name == "gpt2":  # loses nothing
-    text = pathlib.Path(fields["train_path"]).read_text(encoding="utf-8")
     halves = [corpus.text for corpus in (second.train, second.validation)]
     ids = [h.read(0, h.tokens)[0] for h in halves]
     assert "".join(map(second.tokenizer.decode, ids)) == text

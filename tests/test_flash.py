@@ -12,6 +12,7 @@ from set_diffusion_jax.config import MeshConfig
 from set_diffusion_jax.index import two_streams
 from set_diffusion_jax.model import build_network, flash
 from set_diffusion_jax.order import Order
+from set_diffusion_jax.rng import training_keys
 from tests import tiny
 from tests.dense import KINDS, assert_dense, random_index
 
@@ -76,7 +77,9 @@ def test_it_lowers_for_cuda(mesh):
   """Three kernels: forward, and the gradients by queries and by keys."""
   index = general(256, rows=2)
   shape = jax.ShapeDtypeStruct((2, 2, index.slots, 64), jnp.bfloat16)
-  kernel = flash.Flash.of(index, mesh)
+  gpu = jax.sharding.AbstractDevice("NVIDIA H100 80GB HBM3", 132, "cuda")
+  described = mesh.abstract_mesh.update(abstract_device=gpu)
+  kernel = flash.Flash.of(index, described)
   attend = lambda q, k, v: kernel(q, k, v).sum()
   traced = jax.jit(jax.grad(attend, (0, 1, 2))).trace(shape, shape, shape)
   text = traced.lower(lowering_platforms=("cuda",)).as_text()
@@ -86,19 +89,19 @@ def test_it_lowers_for_cuda(mesh):
 
 def test_what_the_kernel_is_used_for(mesh, monkeypatch):
   index = general(256, rows=2)
-  applies = lambda index, size=64, dtype=jnp.bfloat16, mesh=mesh: flash.applies(
+  obstacle = lambda index, size=64, dtype=jnp.bfloat16, mesh=mesh: flash.obstacle(
     index, size, dtype, mesh
   )
-  assert not applies(index)  # on a mesh of CPUs
+  assert obstacle(index) is not None  # on a mesh of CPUs
   monkeypatch.setattr(sharding, "platform", lambda mesh: "gpu")
-  assert applies(index)
-  assert applies(index.replace(causal=True))
-  assert not applies(index, dtype=jnp.float32)
-  assert not applies(index, size=96)
-  assert not applies(index, mesh=None)
-  assert not applies(general(200, rows=2))
+  assert obstacle(index) is None
+  assert obstacle(index.replace(causal=True)) is None
+  assert obstacle(index, dtype=jnp.float32) is not None
+  assert obstacle(index, size=96) is not None
+  assert obstacle(index, mesh=None) is not None
+  assert obstacle(general(200, rows=2)) is not None
   monkeypatch.setattr(flash, "triton", None)
-  assert not applies(index)
+  assert obstacle(index) is not None
 
 
 MODEL = {"model__width": 32, "data__length": 128, "model__dtype": "bfloat16"}
@@ -127,7 +130,7 @@ def test_what_is_kept_for_the_gradient(platform, remat, forward, mesh, monkeypat
   obj = tiny.objective(**MODEL, model__remat=remat)
   obj = type(obj)(obj.config, build_network(obj.config.model, 12, mesh), 11, 9)
   batch = tiny.batch(length=128)
-  keys = jax.random.split(jax.random.key(0), 3)
+  keys = training_keys(jax.random.key(0), 0, batch.row)
   total = lambda p: tiny.drawn_nats(obj, p, batch, keys)[0]
   traced = jax.make_jaxpr(jax.grad(total))(tiny.params(obj))
   assert kernels(traced.jaxpr) == forward + 2
@@ -140,7 +143,7 @@ def test_a_model_with_the_kernel(name, mesh, monkeypatch):
   obj = tiny.objective(**changes)
   exact_obj = tiny.objective(**{**changes, "model__dtype": "float32"})
   params, batch = tiny.params(obj, scale=0.1), tiny.batch(length=128)
-  keys = jax.random.split(jax.random.key(0), 3)
+  keys = training_keys(jax.random.key(0), 0, batch.row)
 
   def both(obj):
     total = lambda params: tiny.drawn_nats(obj, params, batch, keys)

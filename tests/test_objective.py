@@ -18,7 +18,7 @@ from set_diffusion_jax.loss import (
 )
 from set_diffusion_jax.model.layers import Linear, dropout
 from set_diffusion_jax.order import left_to_right, singletons
-from set_diffusion_jax.rng import row_keys, split_rows, stream_key
+from set_diffusion_jax.rng import row_keys, stream_key, training_keys
 from tests import tiny
 
 VOCAB = 12
@@ -202,18 +202,16 @@ def test_no_sum_reads_what_has_no_price():
 def test_dropout_is_drawn_by_row():
   obj = tiny.objective(model__dropout=0.5)
   params, batch = tiny.params(obj), tiny.batch(rows=4)
-  keys = row_keys(stream_key(0, 0), 0, batch.row)
+  keys = training_keys(stream_key(0, 0), 0, batch.row)
   together = tiny.training_nats(obj, params, batch, keys)
   pick = jnp.array([2])
-  alone = tiny.training_nats(
-    obj, params, jax.tree.map(lambda x: x[pick], batch), keys[pick]
-  )
+  one = jax.tree.map(lambda x: x[pick], (batch, keys))
+  alone = tiny.training_nats(obj, params, *one)
   np.testing.assert_allclose(together[2:3], alone, atol=1e-5)
-  first, second = split_rows(keys)
-  streams = tiny.streams(obj, batch, obj.draw_order(batch, split_rows(first)[0], True))
+  streams = tiny.streams(obj, batch, obj.draw_order(batch, keys.order, True))
   plain = tiny.nats(obj, params, streams)
   assert jnp.abs(plain - together).max() > 0.01
-  other = tiny.nats(obj, params, streams, split_rows(second)[0])
+  other = tiny.nats(obj, params, streams, keys.signs)
   assert jnp.abs(other - together).max() > 0.01
 
 
@@ -262,7 +260,7 @@ def test_the_backward_pass_keeps_what_takes_a_product():
   def floats(layers):
     obj = tiny.objective(model__layers=layers)
     batch, params = tiny.batch(), tiny.params(obj)
-    keys = row_keys(stream_key(0, 0), 0, batch.row)
+    keys = training_keys(stream_key(0, 0), 0, batch.row)
     total = lambda params: tiny.drawn_nats(obj, params, batch, keys)[0]
     kept = jax.eval_shape(lambda p: jax.vjp(total, p)[1], params)
     kept = [x for x in jax.tree.leaves(kept) if x.dtype == jnp.float32]
@@ -286,7 +284,7 @@ def test_remat_and_bfloat16_compute():
   obj, remat = tiny.objective(), tiny.objective(model__remat="layer")
   half = tiny.objective(model__dtype="bfloat16")
   params, batch = tiny.params(obj, scale=0.1), tiny.batch()
-  keys = row_keys(stream_key(0, 0), 0, batch.row)
+  keys = training_keys(stream_key(0, 0), 0, batch.row)
   total = lambda o: lambda p: tiny.drawn_nats(o, p, batch, keys)[0]
   ours, theirs = jax.grad(total(obj))(params), jax.grad(total(remat))(params)
   jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-4), ours, theirs)

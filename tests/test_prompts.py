@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 
 from set_diffusion_jax import data
 from set_diffusion_jax.config import Config, DataConfig
+from set_diffusion_jax.configs import corpora
 from set_diffusion_jax.data.detokenize import detokenizer
 from set_diffusion_jax.errors import UserError
 
-SHARED = pathlib.Path(__file__).parents[2] / "shared" / "data"
 V = data.ByteTokenizer.vocabulary
 
 
@@ -83,37 +83,38 @@ def test_the_final_answer_of_gsm8k():
   assert clean("#### 7\nmore") == "$\\boxed{7}$\nmore"
 
 
-def test_gsm8k():
-  path = SHARED / "gsm8k" / "train.jsonl"
-  if not path.exists():
-    pytest.skip("needs ../shared/data/gsm8k")
-  config = DataConfig(
-    source="jsonl",
-    train_path=str(path),
-    cut="prompt",
-    prompt_field="question",
-    field="answer",
-    prompt_prefix="Please reason step by step, and put your final answer within "
-    "$\\boxed{}$. ",
-    target_prefix="Answer: ",
-    detokenizer="gsm8k",
-    tokenizer=str(SHARED / "tokenizers" / "gpt2"),
-    length=1024,
-    validation_documents=7000,
-  )
-  corpus = data.load(config)
+def test_the_shipped_gsm8k(tmp_path):
+  """Its prefixes, its boxed answer, and which side of a record is counted."""
+  (tmp_path / "gsm8k").mkdir()
+  path = write(
+    tmp_path / "gsm8k",
+    [
+      (
+        f"Ada sold {n} cards in May and twice as many in June. How many in both?",
+        f"In June {n}*2 = <<{n}*2={2 * n}>>{2 * n} cards.\n#### {3 * n}",
+      )
+      for n in range(10, 40)
+    ],
+  )["train_path"]
+  tokenizer = tmp_path / "tokenizers" / "qwen3" / "tokenizer.json"
+  tokenizer.parent.mkdir(parents=True)
+  tokenizer.write_text(data.train_bpe([pathlib.Path(path).read_text()], 400))
+  shipped = corpora.get_config(f"corpus=gsm8k,data={tmp_path}").data
+  shipped.update({"train_path": path, "validation_path": None})
+  shipped.validation_documents = 20
+  corpus = data.load(DataConfig(**shipped.to_dict()))
   v = corpus.tokenizer.vocabulary
-  assert (len(corpus.train), len(corpus.validation)) == (473, 7000)
+  assert (len(corpus.train), len(corpus.validation)) == (10, 20)
   example = corpus.train[0]
   tokens, context = example["tokens"], example["context"]
   assert tokens[0] == v.bos and tokens[context][-1] == v.eos
   prompt = corpus.tokenizer.decode(tokens[context][1:-1])
-  assert prompt.startswith("Please reason step") and prompt.endswith("April and May?")
+  assert prompt.startswith("Please reason step") and prompt.endswith("many in both?")
   target = tokens[example["valid"] & ~context]
   assert target[-1] == v.eos
   target = corpus.tokenizer.decode(target[:-1])
-  assert target.startswith("Answer: Natalia sold 48/2") and target.endswith(
-    "\n$\\boxed{72}$"
+  assert target.startswith("Answer: In June 10*2") and target.endswith(
+    "\n$\\boxed{30}$"
   )
   examples, _ = corpus.train.batch(range(len(corpus.train)))
   assert not (examples["context"] & ~examples["valid"]).any()

@@ -71,14 +71,14 @@ def test_which_methods_have_aligned_sets(name):
 def test_what_the_kernel_is_used_for(monkeypatch):
   mesh = make_mesh(MeshConfig(1, 1, 1, 1), jax.devices()[:1])
   index = aligned("both", 1)
-  assert not splash.applies(index, jnp.bfloat16, mesh)  # of CPUs
+  assert splash.obstacle(index, jnp.bfloat16, mesh) is not None  # of CPUs
   monkeypatch.setattr(splash.sharding, "platform", lambda mesh: "tpu")
-  assert splash.applies(index, jnp.bfloat16, mesh)
-  assert not splash.applies(index, jnp.float32, mesh)
-  assert not splash.applies(index, jnp.bfloat16, None)
-  assert not splash.applies(index.replace(aligned=False), jnp.bfloat16, mesh)
-  assert not splash.applies(index.replace(causal=True), jnp.bfloat16, mesh)
-  assert not splash.applies(aligned("both", 1, length=100), jnp.bfloat16, mesh)
+  assert splash.obstacle(index, jnp.bfloat16, mesh) is None
+  assert splash.obstacle(index, jnp.float32, mesh) is not None
+  assert splash.obstacle(index, jnp.bfloat16, None) is not None
+  assert splash.obstacle(index.replace(aligned=False), jnp.bfloat16, mesh) is not None
+  assert splash.obstacle(index.replace(causal=True), jnp.bfloat16, mesh) is not None
+  assert splash.obstacle(aligned("both", 1, length=100), jnp.bfloat16, mesh) is not None
 
 
 def test_scored_pairs_are_whole_tiles():

@@ -95,9 +95,9 @@ CLIP = jnp.array([0.0, 1.0])
 
 def drawn_nats(obj, params, batch, keys):
   """Of what training draws, with a sum that has their gradient."""
-  streams, dropout_keys = obj.training_streams(batch, keys, CLIP)
+  streams = obj.training_streams(batch, keys, CLIP)
   prices = jnp.ones_like(streams.weight)[None]
-  totals, nats = obj.priced_nats(params, streams, dropout_keys, prices)
+  totals, nats = obj.priced_nats(params, streams, keys.dropout, prices)
   return totals[0], nats
 
 

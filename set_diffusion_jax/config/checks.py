@@ -10,6 +10,7 @@ from set_diffusion_jax.config.groups import (
   COMPATS,
   CONTEXTS,
   CUTS,
+  DECAYS,
   DENOMINATORS,
   DETOKENIZERS,
   DTYPES,
@@ -42,6 +43,17 @@ def check(config) -> None:
   _check_data(require, config.data)
   _check_method(require, config.method, config.data, config.corruption)
   _check_training(require, config)
+
+
+def check_text(data: DataConfig) -> None:
+  """UserError where no text is named, which training cannot do without."""
+  if data.source == "none":
+    raise UserError(
+      'data.source = "none": this configuration leaves the text to you; give '
+      "--config.data.source=prepared --config.data.directory=DIR, or "
+      "--config.data.source=text --config.data.train_path=FILE (to evaluate, "
+      "validation_path)"
+    )
 
 
 class _Require:
@@ -78,6 +90,7 @@ def _check_fields(require: _Require) -> None:
   require.one_of("data.eos", ENDS)
   require.one_of("data.detokenizer", DETOKENIZERS)
   require.one_of("optimizer.schedule", LEARNING_RATES)
+  require.one_of("optimizer.decay", DECAYS)
   require.one_of("evaluate.weights", WEIGHTS)
   require.one_of("decode.commit", COMMITS)
   require.one_of("decode.candidates", CANDIDATES)

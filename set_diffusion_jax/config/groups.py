@@ -11,6 +11,7 @@ PREDICTIONS = ("all", "active")
 DTYPES = ("float32", "bfloat16")
 DENOMINATORS = ("tokens", "masked", "sequences", "masked_sequences")
 LEARNING_RATES = ("constant", "cosine")
+DECAYS = ("absolute", "relative")
 SOURCES = ("embedded", "text", "lines", "jsonl", "tfds", "prepared", "none")
 CUTS = ("wrapped", "sentence", "prompt")
 ENDS = ("documents", "sequences", "both", "none")
@@ -91,6 +92,10 @@ class MethodConfig:
     """Whether every set is a single position: one order gives an exact log p."""
     return self.name in ("ar", "any_order", "set")
 
+  def max_active(self, length: int) -> int:
+    """Positions of singletons that can be active at once, in texts of a length."""
+    return length if self.name == "any_order" else round(self.max_set_size)
+
   @property
   def has_schedule(self) -> bool:
     """Whether orders come from a position-offset schedule."""
@@ -143,7 +148,7 @@ class DataConfig:
   source: embedded, Python's own manual; text, files of one document each; lines, files
   of one document a line; jsonl, of one JSON object a line; tfds, a TensorFlow data set
   prepared in `directory`; prepared, what `set-diffusion prepare` wrote to `directory`;
-  none, where weights came without their text. Files may be gzipped.
+  none, where it is left to the user. Files may be gzipped.
 
   cut: wrapped, documents are joined and cut; sentence, each document is a sequence of
   its own, cut off at `length` and padded; prompt, each record is one: a prompt, which
@@ -184,9 +189,14 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-  """AdamW after global-norm clipping, with an EMA of the parameters."""
+  """AdamW after global-norm clipping, with an EMA of the parameters.
 
-  learning_rate: float = 3e-4
+  `decay` says what `weight_decay` is a share of, at a step whose learning rate is lr:
+  absolute, parameters shrink by lr * weight_decay, as in PyTorch and optax; relative,
+  by lr / learning_rate * weight_decay, as in Composer's decoupled AdamW.
+  """
+
+  learning_rate: float = 3e-4  # the highest one
   schedule: str = "constant"  # after the warm-up: "constant" or "cosine"
   warmup_steps: int = 2500
   final_fraction: float = 0.0  # cosine: the last learning rate over the highest one
@@ -194,6 +204,7 @@ class OptimizerConfig:
   beta2: float = 0.999
   epsilon: float = 1e-8
   weight_decay: float = 0.0
+  decay: str = "absolute"
   clip_norm: float = 1.0
   ema_decay: float = 0.9999
 

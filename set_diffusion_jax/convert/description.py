@@ -5,6 +5,7 @@ import pathlib
 
 from set_diffusion_jax.convert.published import meaning
 from set_diffusion_jax.convert.source import open_source
+from set_diffusion_jax.version import changes
 
 
 def describe(path: str | pathlib.Path, weights: str | None = None) -> dict:
@@ -16,8 +17,8 @@ def describe(path: str | pathlib.Path, weights: str | None = None) -> dict:
 
   Returns:
     "format", "weights" (null: not said), "step", "parameters" (path, shape and dtype of
-    each), "count" and "bytes" of all, "config", "vocabulary", "meaning" and "notes",
-    both lines of text.
+    each), "count" and "bytes" of all, "config", "vocabulary", "versions" of what
+    computed it, "meaning" and "notes", both lines of text.
 
   Raises:
     UserError: not a checkpoint, or damaged.
@@ -48,7 +49,8 @@ def describe(path: str | pathlib.Path, weights: str | None = None) -> dict:
       "used_ids": source.used_ids,
     },
     "meaning": meaning(source.config, source.vocabulary, source.used_ids),
-    "notes": source.notes,
+    "versions": source.versions,
+    "notes": [*source.notes, *changes(f"step {source.step}", source.versions)],
   }
 
 
@@ -62,6 +64,7 @@ def description_text(description: dict) -> str:
     f"{description['path']}: {description['format']}, {kind}",
     f"{model['backbone']}, method {method['name']}",
     *description["meaning"],
+    *_computed_with(description["versions"]),
     *(f"note: {note}" for note in description["notes"]),
     "",
   ]
@@ -70,3 +73,9 @@ def description_text(description: dict) -> str:
     lines.append(f"{row['path']:{width}}  {row['dtype']:8}  {shape}")
   total = f"{description['count']:,} parameters, {description['bytes']:,} bytes"
   return "\n".join([*lines, "", total])
+
+
+def _computed_with(versions: dict[str, str]) -> list[str]:
+  """A line, where it is known."""
+  named = [f"{name} {version}" for name, version in versions.items()]
+  return [f"computed with {', '.join(named)}"] if named else []

@@ -35,8 +35,7 @@ def with_generation(settings: Settings, fields: Fields) -> Settings:
 def generation_config(config: Config, vocabulary: Vocabulary) -> dict:
   """How the published code decodes set diffusion as this configuration does."""
   decode, length = config.decode, config.data.length
-  widest = length if config.method.name == "any_order" else config.method.max_set_size
-  window = decode.window or round(widest)
+  window = decode.window or config.method.max_active(length)
   if decode.commit == "order":  # of the next ones in line all are committed
     window = math.ceil(decode.tokens_per_step)
   return {

@@ -63,6 +63,7 @@ class Source:
     evaluation: figures of these weights, if the source has some.
     notes: what the source did not say, and what was left out.
     weights_from: the source's own account of where they come from.
+    versions: of what computed them, as `version.versions` names it, if known.
   """
 
   path: pathlib.Path
@@ -83,6 +84,7 @@ class Source:
   evaluation: dict | None
   notes: list[str]
   weights_from: dict | None
+  versions: dict[str, str]
 
   def read(self, parameter: Parameter, piece: Piece) -> np.ndarray:
     """A piece of a parameter, in the layout of this project."""
@@ -175,6 +177,7 @@ def _orbax(step: pathlib.Path, kind: str | None) -> Source:
     evaluation=meta.get("evaluation") or _evaluation(step),
     notes=list(source.get("notes") or ()),
     weights_from=meta.get("weights_from"),
+    versions=meta.get("versions") or {},
   )
 
 
@@ -250,6 +253,7 @@ def _pytorch(path: pathlib.Path, kind: str | None) -> Source:
     evaluation=None,
     notes=notes,
     weights_from=None,
+    versions={},
   )
 
 

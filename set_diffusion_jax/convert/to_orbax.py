@@ -9,7 +9,7 @@ from set_diffusion_jax.convert import orbax
 from set_diffusion_jax.convert.source import TOKENIZER_FILES, Source
 from set_diffusion_jax.convert.transfer import Cast, transfer
 from set_diffusion_jax.order import recorded_schedule
-from set_diffusion_jax.version import VERSION
+from set_diffusion_jax.version import versions
 
 
 def write_orbax(source: Source, cast: Cast, fresh: pathlib.Path) -> None:
@@ -48,7 +48,7 @@ def _meta(source: Source, cast: Cast) -> dict:
       "files": texts,
     },
     "schedule": schedule,
-    "code_version": VERSION,
+    "versions": versions(),
     "weights_from": {"converted_from": str(source.path)},
     "source": {
       "path": str(source.path),

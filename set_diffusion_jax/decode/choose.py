@@ -11,6 +11,7 @@ def allowed_logits(
   options: DecodeConfig,
   logits: Float[Array, "B W V"],
   place: Int[Array, "B W"],
+  may_end: Bool[Array, "B W"],
   tokens: Int[Array, "B S"],
   committed: Bool[Array, "B S"] | Bool[Array, "B W S"],
   prompt_length: Int[Array, " B"],
@@ -20,9 +21,10 @@ def allowed_logits(
   """Logits after every rule but temperature and truncation, in float32.
 
   [MASK] and `forbidden` ids get probability zero, and so does EOS where it would leave
-  fewer than `minimum_length` new tokens. Logits of tokens that are in the text already
-  are divided (positive) or multiplied (negative) by `repetition_penalty`; with
-  `repetition_context` = "left" only those before the position count. From
+  fewer than `minimum_length` new tokens, or would end a text (`stop_at_eos`) before
+  tokens that are given (unless no other id is left). Logits of tokens that are in the
+  text already are divided (positive) or multiplied (negative) by `repetition_penalty`;
+  with `repetition_context` = "left" only those before the position count. From
   `length_penalty_start` new tokens on the logit of EOS grows by
   |logit| (length_penalty^n - 1) at the n-th token after it.
 
@@ -30,6 +32,7 @@ def allowed_logits(
     options: how to decode.
     logits: of each candidate.
     place: text position of each candidate; S where a slot is unused.
+    may_end: whether no token is given after it.
     tokens: of the text.
     committed: which of them count, for all candidates of a row or for each.
     prompt_length: position of the first new token in each row.
@@ -40,18 +43,19 @@ def allowed_logits(
   if options.repetition_penalty != 1:
     logits = _repetition(options, logits, place, tokens, committed)
   written = (place - prompt_length[:, None])[..., None]  # new tokens before this one
+  is_eos = (jnp.arange(logits.shape[-1]) == eos_id)[None, None, :]
   if options.length_penalty != 1:
     beyond = jnp.maximum(written + 1 - options.length_penalty_start, 0)
     grown = jnp.abs(logits) * (options.length_penalty**beyond - 1)
-    ids = jnp.arange(logits.shape[-1])[None, None, :]
-    logits = jnp.where(ids == eos_id, logits + grown, logits)
-  never = jnp.array([mask_id, *options.forbidden])
-  logits = logits.at[..., never].set(-jnp.inf)
-  if options.minimum_length:
-    eos = logits[..., eos_id : eos_id + 1]
-    eos = jnp.where(written < options.minimum_length, -jnp.inf, eos)
-    logits = logits.at[..., eos_id].set(eos[..., 0])
-  return logits
+    logits = jnp.where(is_eos, logits + grown, logits)
+  never = jnp.zeros(logits.shape[-1], bool)
+  never = never.at[jnp.array([mask_id, *options.forbidden])].set(True)
+  early = written[..., 0] < options.minimum_length
+  nothing_else = {mask_id, eos_id, *options.forbidden} >= set(range(logits.shape[-1]))
+  if options.stop_at_eos and not nothing_else:
+    early |= ~may_end
+  excluded = never[None, None, :] | (is_eos & early[..., None])
+  return jnp.where(excluded, -jnp.inf, logits)
 
 
 def _repetition(options, logits, place, tokens, committed):

@@ -34,7 +34,8 @@ from set_diffusion_jax.decode.state import DecodeState, Task
 from set_diffusion_jax.index import TokenIndex, noisy_stream
 from set_diffusion_jax.model import Cache
 from set_diffusion_jax.objective import Objective
-from set_diffusion_jax.order import Order
+from set_diffusion_jax.order import Order, random_turns
+from set_diffusion_jax.rng import split_rows
 
 # Positions of a prompt that are fed at once.
 PREFILL = 256
@@ -47,7 +48,8 @@ class Decoder:
   Attributes:
     objective: what was trained.
     decode: how to decode.
-    widest: positions of the largest set of the orders that are decoded.
+    widest: positions of the largest set of the orders that are decoded; in posterior
+      sampling of singletons, of what is revealed at once.
   """
 
   objective: Objective
@@ -87,11 +89,13 @@ class Decoder:
       return self.widest
     if options.drafts is not None:
       return options.drafts
+    if options.commit == "posterior":
+      return self.widest  # an interval of the grid is revealed at once
     fixed = math.ceil(options.tokens_per_step)
     if options.commit == "order" and options.threshold is None:
       return fixed  # no other candidate could be committed
-    size = max(fixed, round(self.objective.config.method.max_set_size))
-    return options.window or size
+    config = self.objective.config
+    return options.window or max(fixed, config.method.max_active(config.data.length))
 
   @property
   def fresh(self) -> int:
@@ -134,9 +138,9 @@ class Decoder:
     place = jnp.broadcast_to(jnp.arange(length), given.shape)
     turn = jnp.argsort(task.order.position, axis=-1).astype(jnp.int32)
     set_ = jnp.take_along_axis(task.order.rank, turn, axis=-1)
+    turn_keys, step_keys = split_rows(task.key)
     if not self.singletons:  # within a set, a random order
-      draw = lambda key: jax.random.permutation(jax.random.fold_in(key, length), length)
-      turn = jax.vmap(draw)(task.key).astype(jnp.int32)
+      turn = random_turns(turn_keys, length)
     first = jnp.where(wanted, place, length).min(-1)
     final, waiting = given, jnp.zeros_like(given)
     if self.singletons:
@@ -173,8 +177,9 @@ class Decoder:
       turn=turn,
       interval=set_,
       prompt_length=first.astype(jnp.int32),
+      end=jnp.where(given, place + 1, 0).max(-1).astype(jnp.int32),
       total=wanted.sum(-1).astype(jnp.int32),
-      key=task.key,
+      key=step_keys,
       steps=zero,
       since=zero,
     )
@@ -209,6 +214,7 @@ class Decoder:
     place = jnp.arange(length)[None, :]
     hole = jnp.where(missing, place, length).min(-1, keepdims=True)
     ends = state.wanted & (state.tokens == self.objective.eos_id) & (place < hole)
+    ends &= place >= state.end[:, None]
     return missing.any(-1) & ~ends.any(-1)
 
   def logits(
@@ -219,6 +225,7 @@ class Decoder:
       self.decode,
       self.objective.network.unembed(params, h),
       place,
+      place >= state.end[:, None],
       state.tokens,
       state.committed,
       state.prompt_length,

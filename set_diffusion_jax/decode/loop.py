@@ -15,6 +15,7 @@ from set_diffusion_jax.decode.slots import (
 )
 from set_diffusion_jax.decode.speculate import speculative_step
 from set_diffusion_jax.decode.state import DecodeState
+from set_diffusion_jax.rng import decoding_keys
 
 
 def step(decoder: Decoder, params, state: DecodeState) -> DecodeState:
@@ -40,11 +41,11 @@ def step(decoder: Decoder, params, state: DecodeState) -> DecodeState:
     place = rules.candidates(decoder, state)
     h, after = decoder.feed(params, state, fresh, place)
   logits = decoder.logits(params, state, h, place)
-  keys = jax.vmap(jax.random.fold_in)(state.key, state.steps)
-  token, confidence, margin = choose(decoder.decode, logits, place, keys)
+  keys = decoding_keys(state.key, state.steps)
+  token, confidence, margin = choose(decoder.decode, logits, place, keys.token)
   open_ = at_slots(state.wanted & ~state.committed, place) & (place < length)
   open_ &= going[:, None]
-  chosen = rules.commit(decoder, state, place, open_, confidence, margin)
+  chosen = rules.commit(decoder, state, place, open_, confidence, margin, keys.reveal)
   where = jnp.where(chosen, place, length)
   new = marked(place, chosen, length)
   after = rules.settle(decoder, before, after, new, going)

@@ -7,7 +7,7 @@ import math
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from set_diffusion_jax.decode.decoder import Decoder
 from set_diffusion_jax.decode.slots import NEVER, at_slots, first_slots, line, places
@@ -24,6 +24,9 @@ def candidates(decoder: Decoder, state: DecodeState) -> Int[Array, "B W"]:
     there = state.wanted | state.committed
     return first_slots(there & current_set(state), None, decoder.window)
   missing = state.wanted & ~state.committed
+  if decoder.decode.commit == "posterior":  # what the step's interval reveals
+    missing &= state.interval == _lowest(state.interval, missing)
+    return first_slots(missing, state.turn, decoder.window)
   if decoder.takes_turns:
     return first_slots(missing, state.turn, decoder.window)
   first = jnp.where(missing, place, length).min(-1, keepdims=True)
@@ -37,16 +40,19 @@ def current_set(state: DecodeState) -> Bool[Array, "B S"]:
 
 def _first_incomplete(state: DecodeState) -> Int[Array, "B 1"]:
   """The rank of the first incomplete set; NEVER if there is none."""
-  missing = state.wanted & ~state.committed
-  return jnp.where(missing, state.rank, NEVER).min(-1, keepdims=True)
+  return _lowest(state.rank, state.wanted & ~state.committed)
+
+
+def _lowest(x: Int[Array, "B S"], mask: Bool[Array, "B S"]) -> Int[Array, "B 1"]:
+  """The lowest value at a position of a mask; NEVER if there is none."""
+  return jnp.where(mask, x, NEVER).min(-1, keepdims=True)
 
 
 def unread_set(state: DecodeState) -> Bool[Array, "B S"]:
   """The positions of the first set that is complete and has not been read."""
   unread = state.committed & (state.rank >= state.next_rank[:, None])
   unread &= state.rank < _first_incomplete(state)
-  lowest = jnp.where(unread, state.rank, NEVER).min(-1, keepdims=True)
-  return unread & (state.rank == lowest)
+  return unread & (state.rank == _lowest(state.rank, unread))
 
 
 def commit(
@@ -56,6 +62,7 @@ def commit(
   open_: Bool[Array, "B W"],
   confidence: Float[Array, "B W"],
   margin: Float[Array, "B W"],
+  keys: Key[Array, " B"],
 ) -> Bool[Array, "B W"]:
   """Which candidates a step commits.
 
@@ -66,6 +73,7 @@ def commit(
     open_: which candidates can be committed.
     confidence: the probability of each candidate's token.
     margin: how far its likeliest token is ahead of the next.
+    keys: for what posterior sampling reveals.
   """
   options, method = decoder.decode, decoder.objective.config.method
   if decoder.objective.one_stream or (
@@ -76,7 +84,9 @@ def commit(
   if windowed:
     open_ &= _in_window(decoder, state, place)
   if options.commit == "posterior":
-    return open_ & _revealed(decoder, state, place)
+    if decoder.singletons:
+      return open_  # the candidates are what was drawn to be revealed in this step
+    return open_ & _revealed(decoder, state, place, keys)
   total, steps = _budget(decoder, state)
   count = between(total, state.since, steps)
   count = jnp.where(state.since < steps, count, math.ceil(options.tokens_per_step))
@@ -89,21 +99,12 @@ def commit(
   return chosen & open_
 
 
-def _revealed(decoder: Decoder, state: DecodeState, place) -> Bool[Array, "B W"]:
-  """Posterior sampling: what the noise schedule reveals in this step of its grid.
+def _revealed(decoder: Decoder, state: DecodeState, place, keys) -> Bool[Array, "B W"]:
+  """Posterior sampling inside a set: what a step of its grid of noise levels reveals.
 
-  For singletons the reveal times were drawn with the order; a step is one interval
-  of the grid. Inside a set of several positions the schedule is linear: with n steps
-  left each position is revealed with probability 1 / n.
+  The schedule is linear: with n steps left each is revealed with probability 1 / n.
   """
-  if decoder.singletons:
-    missing = state.wanted & ~state.committed
-    next_ = jnp.where(missing, state.interval, NEVER).min(-1, keepdims=True)
-    return at_slots(state.interval, place) == next_
   _, steps = _budget(decoder, state)
-  keys = jax.vmap(lambda k, n: jax.random.fold_in(jax.random.fold_in(k, n), 1))(
-    state.key, state.steps
-  )
   uniform = jax.vmap(lambda k: jax.random.uniform(k, place.shape[-1:]))(keys)
   return uniform * jnp.maximum(steps - state.since, 1)[:, None] < 1
 
@@ -184,9 +185,7 @@ def _hand_out_ranks(decoder, before, after, new) -> DecodeState:
     in_turn = jnp.ones_like(new)
     if decoder.decode.candidates == "order":
       missing = before.wanted & ~after.committed
-      in_turn = before.turn < jnp.where(missing, before.turn, NEVER).min(
-        -1, keepdims=True
-      )
+      in_turn = before.turn < _lowest(before.turn, missing)
     waiting |= new
     ready = waiting & jnp.where(before.wanted, in_turn, passed)
     waiting &= ~ready

@@ -20,6 +20,7 @@ from set_diffusion_jax.decode.choose import distribution, probability
 from set_diffusion_jax.decode.decoder import Decoder
 from set_diffusion_jax.decode.slots import first_slots, marked, write_slots
 from set_diffusion_jax.decode.state import DecodeState
+from set_diffusion_jax.rng import decoding_keys
 
 
 def speculative_step(decoder: Decoder, params, state: DecodeState) -> DecodeState:
@@ -30,14 +31,11 @@ def speculative_step(decoder: Decoder, params, state: DecodeState) -> DecodeStat
   place = first_slots(missing, state.turn, count + 1)
   there = (place < length) & going[:, None]
   fresh = first_slots(state.fresh, state.rank, 1)
-  keys = jax.vmap(jax.random.fold_in)(state.key, state.steps)
-  draft_keys, accept_keys, last_keys = jax.vmap(lambda k: jax.random.split(k, 3))(
-    keys
-  ).T
+  keys = decoding_keys(state.key, state.steps)
 
   h, state = decoder.feed(params, state, fresh, place[:, :count])
   q = distribution(decoder.decode, decoder.logits(params, state, h, place[:, :count]))
-  token = draw(draft_keys, q)
+  token = draw(keys.token, q)
 
   drafts = jnp.where(there, place, length)[:, :count]
   ahead = state.next_rank[:, None] + jnp.arange(count + 1)[None, :]
@@ -50,10 +48,10 @@ def speculative_step(decoder: Decoder, params, state: DecodeState) -> DecodeStat
   logits = decoder.logits(params, drafted.replace(committed=before), h, place)
   p = distribution(decoder.decode, logits)
 
-  accepted = accept(accept_keys, p[:, :count], q, token) & there[:, :count]
+  accepted = accept(keys.accept, p[:, :count], q, token) & there[:, :count]
   kept = jnp.cumprod(accepted, axis=-1).astype(bool)
   n = kept.sum(-1)
-  last = draw(last_keys, replacement(p, q, n)[:, None])
+  last = draw(keys.last, replacement(p, q, n)[:, None])
 
   slot = jnp.arange(count + 1)[None, :]
   is_last = slot == n[:, None]

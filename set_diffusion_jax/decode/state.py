@@ -49,6 +49,7 @@ class DecodeState(flax.struct.PyTreeNode):
     turn: [B, S], each position's place in the drawn order.
     interval: [B, S], each position's set in the drawn order.
     prompt_length: [B], position of the first token that was not given.
+    end: [B], the position after all given tokens.
     total: [B], of singletons, how many tokens are to be generated.
     key: [B], of the row's own draws.
     steps: [B], forward passes that predicted tokens of the row while it was unfinished;
@@ -69,6 +70,7 @@ class DecodeState(flax.struct.PyTreeNode):
   turn: Int[Array, "B S"]
   interval: Int[Array, "B S"]
   prompt_length: Int[Array, " B"]
+  end: Int[Array, " B"]
   total: Int[Array, " B"]
   key: Key[Array, " B"]
   steps: Int[Array, " B"]

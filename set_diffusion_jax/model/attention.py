@@ -43,8 +43,8 @@ def choose_kernel(
 ) -> Kernel:
   """Attention under the mask of an index.
 
-  On a mesh of TPUs, splash attention where it can say the mask (`splash.applies`); on
-  one of GPUs, a flash kernel (`flash.applies`); for everything else, blocked XLA.
+  On a mesh of TPUs, splash attention where it can say the mask (`splash.obstacle`); on
+  one of GPUs, a flash kernel (`flash.obstacle`); for everything else, blocked XLA.
 
   Args:
     index: of T slots in generation order.
@@ -52,11 +52,26 @@ def choose_kernel(
     dtype: of the queries.
     mesh: that all is laid out on, if there is one.
   """
-  if splash.applies(index, dtype, mesh):
+  if splash.obstacle(index, dtype, mesh) is None:
     return splash.Splash(index, mesh)
-  if flash.applies(index, head_size, dtype, mesh):
+  if flash.obstacle(index, head_size, dtype, mesh) is None:
     return flash.Flash.of(index, mesh)
   return Blocked.of(index)
+
+
+def kernel_line(
+  index: TokenIndex, head_size: int, dtype, mesh: Mesh | AbstractMesh | None
+) -> str:
+  """Names the kernel of `choose_kernel`, and why it is not a faster one."""
+  reasons = {
+    "splash": splash.obstacle(index, dtype, mesh),
+    "flash": flash.obstacle(index, head_size, dtype, mesh),
+  }
+  chosen = next((name for name, reason in reasons.items() if reason is None), None)
+  if chosen is not None:
+    return f"attention: {chosen}"
+  why = "; ".join(f"not {name}: {reason}" for name, reason in reasons.items())
+  return f"attention: blocked XLA ({why})"
 
 
 def attention(

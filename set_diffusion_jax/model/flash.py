@@ -10,7 +10,6 @@ float32, whose products have no tensor cores, keeps the XLA path of `attention`.
 """
 
 import functools
-import warnings
 from typing import ClassVar, NamedTuple
 
 import flax.struct
@@ -39,10 +38,10 @@ HEAD_SIZES = (16, 32, 64, 128)  # Dh
 CAPABILITIES = ("8.0", "9.0", "10.0")
 
 
-def applies(
+def obstacle(
   index: TokenIndex, head_size: int, dtype, mesh: Mesh | AbstractMesh | None
-) -> bool:
-  """Whether attention over `index` without a cache runs in the kernel.
+) -> str | None:
+  """Why attention over `index` without a cache cannot run in the kernel; None: it can.
 
   Args:
     index: of the slots.
@@ -50,13 +49,22 @@ def applies(
     dtype: of the queries.
     mesh: that they are laid out on, if there is one.
   """
-  if mesh is None or sharding.platform(mesh) != "gpu" or triton is None:
-    return False
+  if mesh is None or sharding.platform(mesh) != "gpu":
+    return "no GPU"
+  if triton is None:
+    return "this jax has no Pallas Triton"
   devices = mesh.devices.flat if isinstance(mesh, Mesh) else ()
   described = (getattr(x, "compute_capability", CAPABILITIES[0]) for x in devices)
-  fits = dtype == jnp.bfloat16 and set(described) <= set(CAPABILITIES)
-  whole = index.clean % OWN == index.slots % OWN == 0
-  return fits and whole and head_size in HEAD_SIZES
+  unknown = set(described) - set(CAPABILITIES)
+  if unknown:
+    return f"not compiled for compute capability {min(unknown)}"
+  if dtype != jnp.bfloat16:
+    return "model.dtype is not bfloat16"
+  if index.clean % OWN or index.slots % OWN:
+    return f"data.length is no multiple of {OWN}"
+  if head_size not in HEAD_SIZES:
+    return f"heads of {head_size} instead of {' or '.join(map(str, HEAD_SIZES))}"
+  return None
 
 
 # --- Which pairs of tiles meet --------------------------------------------------------
@@ -210,18 +218,15 @@ def _call(kernel, interpret: bool, tiled, whole, runs, outputs):
     (None, None, *runs.shape[2:]), lambda tile, head, row: (row, tile, 0, 0)
   )
   specs = jax.tree.map(a_tile, tiled), jax.tree.map(everything, whole), of_tile
-  with warnings.catch_warnings():
-    # From JAX 0.11 on; without Triton, `applies` says no.
-    warnings.filterwarnings("ignore", ".*Triton", DeprecationWarning)
-    return pl.pallas_call(
-      kernel,
-      grid=(runs.shape[1], heads, runs.shape[0]),
-      in_specs=specs,
-      out_specs=[a_tile(x) for x in outputs],
-      out_shape=outputs,
-      compiler_params=triton.CompilerParams(num_warps=8, num_stages=2),
-      interpret=interpret,
-    )(tiled, whole, runs)
+  return pl.pallas_call(
+    kernel,
+    grid=(runs.shape[1], heads, runs.shape[0]),
+    in_specs=specs,
+    out_specs=[a_tile(x) for x in outputs],
+    out_shape=outputs,
+    compiler_params=triton.CompilerParams(num_warps=8, num_stages=2),
+    interpret=interpret,
+  )(tiled, whole, runs)
 
 
 def _each(visit, runs, sums):

@@ -59,17 +59,23 @@ class AlignedSets(splash.CausalMask):
     return hash((type(self), self._sizes))
 
 
-def applies(index: TokenIndex, dtype, mesh: Mesh | AbstractMesh | None) -> bool:
-  """Whether attention over `index` without a cache runs in the kernel.
+def obstacle(index: TokenIndex, dtype, mesh: Mesh | AbstractMesh | None) -> str | None:
+  """Why attention over `index` without a cache cannot run in the kernel; None: it can.
 
   Args:
     index: of the slots.
     dtype: of the queries.
     mesh: that they are laid out on, if there is one.
   """
-  there = mesh is not None and sharding.platform(mesh) == "tpu"
-  fits = there and dtype == jnp.bfloat16
-  return fits and index.aligned and not index.causal and _tile(index) is not None
+  if mesh is None or sharding.platform(mesh) != "tpu":
+    return "no TPU"
+  if dtype != jnp.bfloat16:
+    return "model.dtype is not bfloat16"
+  if not index.aligned or index.causal:
+    return "the sets of this method are not aligned runs of slots"
+  if _tile(index) is None:
+    return f"data.length is no multiple of {TILES[-1]}"
+  return None
 
 
 def _tile(index: TokenIndex) -> int | None:

@@ -89,7 +89,7 @@ class Transformer(nn.Module):
     h = self.embedding[tokens].astype(c.dtype)
     turns = rotary_turns(index.position, c.head_width, c.rotary_base)
     keys = None
-    if dropout_keys is not None:
+    if dropout_keys is not None and c.dropout:
       layers = jnp.arange(c.layers)
       fold = jax.vmap(jax.vmap(jax.random.fold_in, (0, None)), (None, 0))
       keys = fold(dropout_keys, layers)
