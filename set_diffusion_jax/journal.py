@@ -8,10 +8,10 @@ import numpy as np
 from set_diffusion_jax import processes, state
 from set_diffusion_jax.errors import NonFiniteError
 from set_diffusion_jax.evaluate import Clip, Likelihood
+from set_diffusion_jax.hardware.chips import peak_flops
 from set_diffusion_jax.metrics import MetricsWriter, Progress
-from set_diffusion_jax.plan.work import step_flops
 from set_diffusion_jax.step import Program
-from set_diffusion_jax.throughput import CompileTime, peak_flops
+from set_diffusion_jax.throughput import CompileTime
 
 
 class Journal:
@@ -35,7 +35,7 @@ class Journal:
     self._length = config.data.length * config.train.batch_size
     peak = peak_flops(jax.devices()[0].device_kind)
     self._peak = None if peak is None else peak * jax.device_count()
-    self._flops = None if peak is None else step_flops(program).model
+    self._flops = None if peak is None else program.flops().model
     self._last, self._input = step, 0.0
     self._restart()
 

@@ -9,7 +9,7 @@ from set_diffusion_jax.config import Config
 from set_diffusion_jax.corrupt import Batch
 from set_diffusion_jax.index import TokenIndex, attends
 from set_diffusion_jax.objective import Objective
-from set_diffusion_jax.rng import TRAIN, row_keys, split_rows, stream_key
+from set_diffusion_jax.rng import TRAIN, stream_key, training_keys
 
 # Clean sees clean, noisy sees clean, noisy sees noisy.
 COLOURS = ("#4c72b0", "#dd8452", "#55a868")
@@ -20,11 +20,8 @@ def drawn_index(objective: Objective, length: int, seed: int) -> TokenIndex:
   tokens = jnp.zeros((1, length), jnp.int32)
   flags = jnp.ones((1, length), bool)
   batch = Batch(tokens, flags, ~flags, jnp.zeros(1, jnp.int32))
-  keys = row_keys(stream_key(seed, TRAIN), 0, batch.row)
-  order_keys, noise_keys = split_rows(keys)
-  order = objective.draw_order(batch, order_keys, True)
-  noise = objective.draw_noise(batch, order, *split_rows(noise_keys))
-  return objective.streams(batch, order, noise, True).index
+  keys = training_keys(stream_key(seed, TRAIN), 0, batch.row)
+  return objective.training_streams(batch, keys, jnp.array([0.0, 1.0])).index
 
 
 def kinds(index: TokenIndex) -> np.ndarray:

@@ -1,17 +1,27 @@
 """The device mesh, and the one table that lays every parameter out on it."""
 
 import math
+import os
 import re
 
 import jax
 import numpy as np
 from jax.experimental import mesh_utils
-from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import (
+  AbstractMesh,
+  AxisType,
+  Mesh,
+  NamedSharding,
+  PartitionSpec,
+)
 
 from set_diffusion_jax.config import MeshConfig
 from set_diffusion_jax.errors import UserError
 
 AXES = ("slice", "data", "fsdp", "tensor")
+# The compiler lays out what no rule names; an abstract mesh would ask for every array
+# by default from JAX 0.11 on.
+AXIS_TYPES = (AxisType.Auto,) * len(AXES)
 ROWS = ("slice", "data", "fsdp")  # the axes that share out the rows of a batch
 BATCH = PartitionSpec(ROWS)
 
@@ -55,12 +65,12 @@ def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Me
   devices = jax.devices() if devices is None else devices
   slices = len({getattr(device, "slice_index", 0) for device in devices})
   shape = _mesh_shape(config, len(devices), slices)
-  return Mesh(_arranged(devices, shape, slices), AXES)
+  return Mesh(_arranged(devices, shape, slices), AXES, axis_types=AXIS_TYPES)
 
 
 def abstract_mesh(config: MeshConfig, devices: int) -> AbstractMesh:
   """The mesh over so many devices that are not described; raises as `make_mesh`."""
-  return AbstractMesh(_mesh_shape(config, devices, 1), AXES)
+  return AbstractMesh(_mesh_shape(config, devices, 1), AXES, axis_types=AXIS_TYPES)
 
 
 def _mesh_shape(config: MeshConfig, devices: int, found: int) -> tuple[int, ...]:
@@ -90,6 +100,27 @@ def _arranged(
   return mesh_utils.create_hybrid_device_mesh(
     inside, between, devices, allow_split_physical_axes=True
   )
+
+
+def check_backend() -> None:
+  """UserError where JAX_PLATFORMS asks for devices that are not there."""
+  try:
+    jax.devices()
+  except (RuntimeError, AssertionError) as error:  # the latter for CUDA without a GPU
+    why = (str(error).splitlines() or ["no such device"])[0].split(" (set JAX_")[0]
+    asked = os.environ.get("JAX_PLATFORMS", "")
+    raise UserError(
+      f"JAX_PLATFORMS={asked}: {why}; unset it to use what is there, or install the "
+      "extra gpu or tpu on a machine that has one"
+    ) from None
+
+
+def devices_line(mesh: Mesh | AbstractMesh | None) -> str:
+  """How many devices of which kind; without a mesh, the one that arrays are put on."""
+  if isinstance(mesh, AbstractMesh):
+    return f"on {mesh.size} devices"
+  devices = jax.devices()[:1] if mesh is None else mesh.devices.flat
+  return f"on {len(devices)} x {devices[0].device_kind}"
 
 
 def platform(mesh: Mesh | AbstractMesh | None) -> str:

@@ -20,6 +20,7 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from set_diffusion_jax.config import DataConfig
+from set_diffusion_jax.config.checks import check_text
 from set_diffusion_jax.data.detokenize import detokenizer
 from set_diffusion_jax.data.prepared import Prepared
 from set_diffusion_jax.errors import UserError
@@ -71,11 +72,7 @@ class Source:
 
   def __init__(self, config: DataConfig):
     self.config = config
-    if config.source == "none":
-      raise UserError(
-        'data.source = "none": the weights came without text; give '
-        "--config.data.source=text --config.data.validation_path=FILE"
-      )
+    check_text(config)
     self.prepared = Prepared.open(config)
     self.prompts = config.cut == "prompt"
 

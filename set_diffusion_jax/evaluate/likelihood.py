@@ -137,7 +137,7 @@ class Evaluator:
     ways = sharding.row_ways(mesh)
     self._batch_size = -(-min(config.batch_size, self.total) // ways) * ways
     self.held_out = held_out
-    self._objective = objective
+    self.objective = objective
     self._order = _read_order(config.order, objective.config.data.length, self.total)
     self._sharding = sharding.batch_sharding(mesh)
     # Every process has all figures, and goes through the same batches.
@@ -173,7 +173,7 @@ class Evaluator:
     if losses:
       parts = zip(*losses, strict=True)
       together = SetLosses(*(np.concatenate([p.ravel() for p in x]) for x in parts))
-      clip = search_clip(together, self._objective.config.corruption.clip_width)
+      clip = search_clip(together, self.objective.config.corruption.clip_width)
     return Evaluation(self._likelihood(*columns), clip)
 
   def _batches(self, params, todo: np.ndarray):
@@ -198,7 +198,7 @@ class Evaluator:
   def _likelihood(self, nats, mixed, tokens, sizes) -> Likelihood:
     counted = tokens > 0  # a last row that holds nothing but context
     nats, mixed, tokens, sizes = (x[counted] for x in (nats, mixed, tokens, sizes))
-    objective, draws = self._objective, _draws(self._objective)
+    objective, draws = self.objective, _draws(self.objective)
     exact = objective.one_stream or self._order is not None
     mixed = mixed if draws > 1 and objective.has_drawn_orders else nats
     return Likelihood(nats, mixed, tokens, sizes, draws, exact)

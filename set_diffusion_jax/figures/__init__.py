@@ -1,0 +1,1 @@
+"""Every picture that this package draws; only here is matplotlib imported."""
