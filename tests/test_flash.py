@@ -15,6 +15,7 @@ from set_diffusion_jax.order import Order
 from set_diffusion_jax.rng import training_keys
 from tests import tiny
 from tests.dense import KINDS, assert_dense, random_index
+from tests.traced import equations
 
 
 @pytest.fixture
@@ -109,17 +110,8 @@ MODEL = {"model__width": 32, "data__length": 128, "model__dtype": "bfloat16"}
 
 def kernels(jaxpr) -> int:
   """Calls of kernels whose results are used, each loop body once."""
-  found = 0
-  for eqn in jaxpr.eqns:
-    if eqn.primitive.name == "pallas_call":
-      found += 1
-    elif eqn.outvars:
-      parts = jax.tree.leaves(
-        list(eqn.params.values()), is_leaf=lambda x: hasattr(x, "eqns")
-      )
-      bodies = (getattr(x, "jaxpr", x) for x in parts)
-      found += sum(kernels(body) for body in bodies if hasattr(body, "eqns"))
-  return found
+  found = [eqn for eqn, _ in equations(jaxpr) if eqn.primitive.name == "pallas_call"]
+  return len(found)
 
 
 @pytest.mark.parametrize("platform", ["gpu", "tpu"])

@@ -28,6 +28,7 @@ from set_diffusion_jax.plan.compiled import CompiledStep, compile_step, read_ref
 from set_diffusion_jax.plan.hlo import Collective
 from set_diffusion_jax.step import Program, make_mesh
 from tests import tiny
+from tests.traced import equations
 
 WIDE = {"model__width": 128, "model__heads": 2, "model__ffn": 512, "data__length": 64}
 QWEN = {"model__backbone": "qwen3", "model__kv_heads": 1, "model__head_size": 32}
@@ -44,18 +45,12 @@ def program(vocab_size=64, **changes):
 def products(jaxpr) -> float:
   """Operations of all matrix products of a traced function, loops multiplied."""
   total = 0.0
-  for eqn in jaxpr.eqns:
-    times = eqn.params.get("length", 1) if eqn.primitive.name == "scan" else 1
-    inner = jax.tree.leaves(
-      list(eqn.params.values()), is_leaf=lambda x: hasattr(x, "eqns")
-    )
-    bodies = (getattr(x, "jaxpr", x) for x in inner)
-    total += times * sum(products(x) for x in bodies if hasattr(x, "eqns"))
+  for eqn, times in equations(jaxpr):
     if eqn.primitive.name == "dot_general":
       (contract, _), _ = eqn.params["dimension_numbers"]
       shape = eqn.invars[0].aval.shape
       depth = math.prod(shape[i] for i in contract)
-      total += 2 * depth * math.prod(eqn.outvars[0].aval.shape)
+      total += times * 2 * depth * math.prod(eqn.outvars[0].aval.shape)
   return total
 
 

@@ -18,7 +18,7 @@ LEVELS = [
   ["objective", "state"],
   ["decode", "evaluate", "weights", "convert"],
   ["step"],
-  ["train", "api", "picture", "plan", "throughput", "journal", "figures"],
+  ["train", "api", "plan", "throughput", "journal", "figures"],
   ["cli"],
 ]
 LEVEL = {room: number for number, rooms in enumerate(LEVELS) for room in rooms}

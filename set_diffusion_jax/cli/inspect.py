@@ -75,7 +75,7 @@ def inspect(arguments: argparse.Namespace, configuration: Sequence[str]) -> None
 
 
 def _inspect_mask(arguments: argparse.Namespace, config: Config) -> None:
-  from set_diffusion_jax import picture
+  from set_diffusion_jax.figures import masks
 
   if not 2 <= arguments.length <= config.data.length:
     right = f"must be from 2 to data.length={config.data.length}"
@@ -86,17 +86,15 @@ def _inspect_mask(arguments: argparse.Namespace, config: Config) -> None:
     settings["data"]["length"] = arguments.length
     settings["method"].update(name=name, prediction_budget=None)
     one = Config.from_dict(settings)
-    objective = picture.objective_of(one)
-    index = picture.drawn_index(objective, arguments.length, arguments.seed)
-    panels.append((picture.title(one), index))
+    objective = masks.objective_of(one)
+    index = masks.drawn_index(objective, arguments.length, arguments.seed)
+    panels.append((masks.title(one), index))
   if arguments.output is None:
-    print("\n\n".join(f"{title}\n{picture.terminal(i)}" for title, i in panels))
+    print("\n\n".join(f"{title}\n{masks.terminal(i)}" for title, i in panels))
     return
   if arguments.output.suffix != ".png":
     raise UserError(f"--output={arguments.output}: must end in .png")
   try:
-    picture.save(panels, arguments.output)
+    masks.save(panels, arguments.output)
   except OSError as error:
     raise UserError(f"--output={arguments.output}: {error.strerror}") from None
-  except ImportError:
-    raise UserError("--output: needs matplotlib; pip install matplotlib") from None

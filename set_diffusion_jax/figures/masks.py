@@ -7,12 +7,13 @@ import numpy as np
 
 from set_diffusion_jax.config import Config
 from set_diffusion_jax.corrupt import Batch
+from set_diffusion_jax.figures.canvas import canvas
 from set_diffusion_jax.index import TokenIndex, attends
 from set_diffusion_jax.objective import Objective
 from set_diffusion_jax.rng import TRAIN, stream_key, training_keys
 
-# Clean sees clean, noisy sees clean, noisy sees noisy.
-COLOURS = ("#4c72b0", "#dd8452", "#55a868")
+# Unseen; clean sees clean, noisy sees clean, noisy sees noisy.
+COLOURS = np.array([(255, 255, 255), (76, 114, 176), (221, 132, 82), (85, 168, 104)])
 
 
 def drawn_index(objective: Objective, length: int, seed: int) -> TokenIndex:
@@ -25,7 +26,7 @@ def drawn_index(objective: Objective, length: int, seed: int) -> TokenIndex:
 
 
 def kinds(index: TokenIndex) -> np.ndarray:
-  """The mask of one row as kinds [Q, K]: 0 unseen, else 1 + the place in COLOURS."""
+  """The mask of one row as kinds [Q, K]: places in COLOURS, 0 unseen."""
   seen = np.asarray(attends(index, index))[0]
   noisy = np.asarray(index.noisy).astype(int)
   return np.where(seen, 1 + noisy[:, None] + noisy[None, :], 0)
@@ -47,35 +48,32 @@ def terminal(index: TokenIndex) -> str:
 
 
 def save(panels: list[tuple[str, TokenIndex]], path: pathlib.Path) -> None:
-  """Draws masks side by side, each with its title, into a PNG."""
-  import matplotlib
+  """Draws masks side by side, each with its title, into a PNG.
 
-  matplotlib.use("agg")
-  from matplotlib import pyplot
-  from matplotlib.colors import ListedColormap
-
-  figure, axes = pyplot.subplots(
-    1, len(panels), figsize=(3.2 * len(panels), 4), squeeze=False, layout="constrained"
-  )
-  colours = ListedColormap(["white", *COLOURS])
-  for axis, (title, index) in zip(axes[0], panels, strict=True):
-    axis.imshow(kinds(index), cmap=colours, vmin=0, vmax=len(COLOURS))
-    for draw in (axis.axhline, axis.axvline):
-      if 0 < index.clean < index.slots:
-        draw(index.clean - 0.5, color="black", linewidth=0.8)
-    axis.set_title(title, fontsize=10)
-    axis.set_xticks([])
-    axis.set_yticks([])
-    axis.set_xlabel("keys: " + _streams(index))
-  axes[0, 0].set_ylabel("queries, in generation order")
-  names = ("clean sees clean", "noisy sees clean", "noisy sees noisy")
-  handles = [
-    pyplot.Rectangle((0, 0), 1, 1, color=colour, label=name)
-    for colour, name in zip(COLOURS, names, strict=True)
-  ]
-  figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False)
-  figure.savefig(path, dpi=110, metadata={"Software": None})
-  pyplot.close(figure)
+  Raises:
+    UserError: matplotlib is not installed.
+    OSError: the file cannot be written.
+  """
+  size = (3.2 * len(panels), 4)
+  with canvas(path, size, columns=len(panels)) as axes:
+    for axis, (name, index) in zip(axes, panels, strict=True):
+      axis.imshow(COLOURS[kinds(index)])
+      for draw in (axis.axhline, axis.axvline):
+        if 0 < index.clean < index.slots:
+          draw(index.clean - 0.5, color="black", linewidth=0.8)
+      axis.set_title(name, fontsize=10)
+      axis.set_xticks([])
+      axis.set_yticks([])
+      axis.set_xlabel("keys: " + _streams(index))
+    axes[0].set_ylabel("queries, in generation order")
+    names = ("clean sees clean", "noisy sees clean", "noisy sees noisy")
+    square = {"marker": "s", "linestyle": "none"}
+    handles = [
+      axes[0].plot([], [], color=colour / 255, label=label, **square)[0]
+      for colour, label in zip(COLOURS[1:], names, strict=True)
+    ]
+    where = {"loc": "outside lower center", "ncols": 3, "frameon": False}
+    axes[0].figure.legend(handles=handles, **where)
 
 
 def _streams(index: TokenIndex) -> str:
