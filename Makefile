@@ -5,8 +5,8 @@ ENVIRONMENT := $(if $(VIRTUAL_ENV),$(VIRTUAL_ENV),.venv)
 RUN := $(ENVIRONMENT)/bin/python
 INSTALLED := $(ENVIRONMENT)/.set-diffusion-installed
 
-# A process a core; the tests of a file stay together, they share what they compile.
-PARALLEL := --numprocesses=auto --maxprocesses=8 --dist=loadfile --durations=15
+# A process a core; tests next to each other stay together, they share what they compile.
+PARALLEL := --numprocesses=auto --maxprocesses=8 --dist=worksteal --durations=15
 
 .PHONY: quickstart test test-all lint
 
