@@ -8,8 +8,8 @@ import jax
 def equations(jaxpr, times: int = 1) -> Iterator[tuple]:
   """Every equation of a traced function and how often it is executed.
 
-  The bodies of loops, of calls and of branches are gone through; a kernel's body and what
-  has no results are not.
+  The bodies of loops, of calls and of branches are gone through; a kernel's body and
+  what has no results are not.
   """
   for eqn in jaxpr.eqns:
     if not eqn.outvars:
