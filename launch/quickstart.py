@@ -12,6 +12,8 @@ import pathlib
 import sys
 import time
 
+import jax
+
 from set_diffusion_jax import cli, data, load
 from set_diffusion_jax.evaluate import unigram_bits_per_byte
 from set_diffusion_jax.figures import first_run
@@ -25,6 +27,8 @@ SEED, TEMPERATURE = 1, 0.5
 
 def run(runs: pathlib.Path) -> int:
   """Trains both models (or goes on where they stopped), compares, fills and draws."""
+  # What was compiled to evaluate while training is used again at the end.
+  jax.config.update("jax_compilation_cache_dir", str(runs / "compiled"))
   rows, curves, began = [], {}, time.perf_counter()
   for method, name in METHODS.items():
     config = cli.read_config([f"--config=quickstart:method={method}"])
