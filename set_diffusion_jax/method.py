@@ -21,7 +21,7 @@ SCHEDULES = (None, "sizes", "uniform")
 NOISES = ("full", "level", "either")
 
 
-def _wide(method: "MethodConfig", length: int) -> int:
+def _max_set_size(method: "MethodConfig", length: int) -> int:
   return round(method.max_set_size)
 
 
@@ -59,7 +59,7 @@ class Method:
   schedule: str | None = None
   noise: str = "full"
   next_token: bool = False
-  max_active: Callable[["MethodConfig", int], int] = _wide
+  max_active: Callable[["MethodConfig", int], int] = _max_set_size
   size: Callable[["MethodConfig"], str] = lambda method: ""
   meaning: Callable[["MethodConfig"], str] = lambda method: ""
   published: str | None = None
@@ -145,9 +145,9 @@ class MethodFacts:
 
   @property
   def whole_texts(self) -> bool:
-    """Whether a set can lie anywhere in the text, which is then never cut off.
+    """Whether a set can have positions of the whole text, however long.
 
-    Elsewhere a text that outgrows the training length drops its oldest tokens.
+    Then a text cannot outgrow the training length by dropping its oldest tokens.
     """
     return self.record.sets in ("whole", "drawn")
 
