@@ -247,7 +247,7 @@ class Model:
 
   def where(self) -> str:
     """A line: the device that texts are generated on, dtype, and kind of attention."""
-    uncached = self.config.method.name == "masked"
+    uncached = self.config.method.single_set
     if uncached:
       return self.objective.where()
     device = sharding.devices_line(None)

@@ -17,10 +17,8 @@ from set_diffusion_jax.order import (
   Order,
   draw_order,
   groups,
-  has_aligned_sets,
   masked_last,
   position_offset,
-  set_reach,
 )
 from set_diffusion_jax.rng import TrainingKeys, split_rows, training_keys
 from set_diffusion_jax.schedules import MaskSchedule
@@ -45,7 +43,7 @@ class Objective:
   @property
   def one_stream(self) -> bool:
     """Whether slots predict the token after them (AR) instead of their own."""
-    return self.config.method.name == "ar"
+    return self.config.method.one_stream
 
   @property
   def one_at_a_time(self) -> bool:
@@ -55,7 +53,7 @@ class Objective:
   @property
   def has_drawn_orders(self) -> bool:
     """Whether a draw gives exact nats under one of many orders."""
-    return self.one_at_a_time and not self.one_stream
+    return self.one_at_a_time and self.config.method.record.drawn
 
   @property
   def has_levels(self) -> bool:
@@ -142,8 +140,7 @@ class Objective:
       return corrupt.full_noise(batch)
     length = batch.tokens.shape[-1]
     method, published = self.config.method, self.config.compat == "setdlms"
-    sets = {"block": -(-length // method.block_size), "general": length}
-    sets = sets.get(method.name, 1)
+    sets = method.levels(length)
 
     def levels(key, shared):
       strata = jax.random.permutation(shared, sets * draws).reshape(draws, sets)
@@ -179,7 +176,7 @@ class Objective:
     if published and self.config.data.bos:
       bos = "counted" if train else "masked"
     method = self.config.method
-    reach = set_reach(method, batch.tokens.shape[-1])
+    reach = method.reach(batch.tokens.shape[-1])
     active = method.predict == "active"
     if active:
       order = masked_last(order, noise.masked, batch.valid)
@@ -189,7 +186,7 @@ class Objective:
       noise,
       self.mask_id,
       reach,
-      single=method.name == "masked",
+      single=method.single_set,
       causal=active,
       full=not self.has_levels,
       bos=bos,
@@ -197,7 +194,7 @@ class Objective:
     return self._aligned(streams)
 
   def _aligned(self, streams: Streams) -> Streams:
-    aligned = has_aligned_sets(self.config.method)
+    aligned = self.config.method.aligned_sets
     return streams._replace(index=streams.index.replace(aligned=aligned))
 
   def nats(

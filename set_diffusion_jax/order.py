@@ -6,6 +6,7 @@ generation order, so rank never decreases. Context comes first and padding last.
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -189,6 +190,23 @@ def _sets_of_equal(value, position, group) -> Order:
   return Order(position, rank)
 
 
+Sampler = Callable[[MethodConfig, int, Key[Array, " B"], Int[Array, "B L"]], Order]
+
+# Name -> orders [B, L] from the settings of a method, the length that its schedule is
+# for, a key a row, and the `groups` of the positions, whose borders orders respect.
+SAMPLERS: dict[str, Sampler] = {
+  "left_to_right": lambda method, length, keys, group: left_to_right(*group.shape),
+  "one_set": lambda method, length, keys, group: one_set(*group.shape),
+  "blocks": lambda method, length, keys, group: blocks(*group.shape, method.block_size),
+  "reveal_times": lambda method, length, keys, group: sliding_window(
+    position_offset(method, length), keys, group
+  ),
+  "grid": lambda method, length, keys, group: grid_sets(
+    position_offset(method, length), method.grid, keys, group
+  ),
+}
+
+
 def draw_order(
   method: MethodConfig,
   length: int,
@@ -203,28 +221,7 @@ def draw_order(
     keys: one key a row.
     group: of `groups`, [B, L].
   """
-  if method.name == "ar":
-    return left_to_right(*group.shape)
-  if method.name == "masked":
-    return one_set(*group.shape)
-  if method.name == "block":
-    return blocks(*group.shape, method.block_size)
-  schedule = position_offset(method, length)
-  if method.name == "general":
-    return grid_sets(schedule, method.grid, keys, group)
-  return sliding_window(schedule, keys, group)
-
-
-def set_reach(method: MethodConfig, length: int) -> int:
-  """The aligned run of memory slots that each set lies within (`TokenIndex.reach`)."""
-  if method.name in ("masked", "general") or method.predict == "active":
-    return length
-  return method.block_size if method.name == "block" else 1
-
-
-def has_aligned_sets(method: MethodConfig) -> bool:
-  """Whether each run of `set_reach` slots is just one set, whatever was drawn."""
-  return method.name != "general" and method.predict != "active"
+  return SAMPLERS[method.record.order](method, length, keys, group)
 
 
 def recorded_schedule(
@@ -250,7 +247,7 @@ def recorded_schedule(
 
 def position_offset(method: MethodConfig, length: int) -> PositionOffset:
   """The schedule that orders come from; any_order is its widest window, w = 1."""
-  if method.name == "any_order":
+  if method.record.schedule == "uniform":
     return PositionOffset(length, 1.0, 1.0)
   return PositionOffset.from_sizes(
     length, method.max_set_size, method.prediction_budget

@@ -74,6 +74,7 @@ CASES = {
   "test_objective.py::test_no_prediction_depends_on_later_tokens": ["set"],
   "test_objective.py::test_remat_and_bfloat16_compute": [],
   "test_objective.py::test_the_backward_pass_keeps_what_takes_a_product": [],
+  "test_own_method.py::test_it_trains_and_is_evaluated": [],
   "test_plan.py::test_flops_against_an_unrolled_compile": [],
   "test_prepare.py::test_a_full_disk": [],
   "test_prepare.py::test_the_number_of_workers_does_not_matter": [],

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from set_diffusion_jax.config import METHODS
 from set_diffusion_jax.corrupt import full_noise
 from set_diffusion_jax.index import attends, key_intervals
 from set_diffusion_jax.loss import weighted
+from set_diffusion_jax.method import METHODS
 from set_diffusion_jax.order import singletons
 from set_diffusion_jax.rng import EVALUATE, row_keys, stream_key
 from set_diffusion_jax.schedules import MaskSchedule

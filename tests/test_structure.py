@@ -3,12 +3,16 @@
 import ast
 import pathlib
 
+from set_diffusion_jax.config import DENOMINATORS
+from set_diffusion_jax.method import METHODS
+from set_diffusion_jax.order import SAMPLERS
+
 ROOT = pathlib.Path(__file__).parents[1] / "set_diffusion_jax"
 
 # Each room may import from the rooms of its line and of the lines above it.
 LEVELS = [
   ["errors", "version", "preemption"],
-  ["config", "rng", "cluster", "processes"],
+  ["config", "method", "rng", "cluster", "processes"],
   ["schedules", "data"],
   ["order"],
   ["index"],
@@ -64,3 +68,53 @@ def test_rooms_keep_to_their_libraries():
     assert not any("jax._src" in name for name in imports(path)), path
     reads_settings = "ml_collections" in used and room not in ("config", "cli")
     assert not reads_settings, path
+
+
+def is_method_name(node):
+  """Whether an expression is `method.name` or ends with `.method.name`."""
+  if not (isinstance(node, ast.Attribute) and node.attr == "name"):
+    return False
+  return getattr(node.value, "attr", getattr(node.value, "id", None)) == "method"
+
+
+def asking_which_method(tree, known):
+  """Lines that compare or look up a method's name, or compare with one of `known`."""
+  for node in ast.walk(tree):
+    inside = list(ast.walk(node))
+    if isinstance(node, ast.Compare | ast.MatchValue):
+      texts = {part.value for part in inside if isinstance(part, ast.Constant)}
+      if texts & known or any(map(is_method_name, inside)):
+        yield node.lineno
+    looks_up = isinstance(node, ast.Subscript | ast.Match) or (
+      isinstance(node, ast.Call) and getattr(node.func, "attr", None) == "get"
+    )
+    if looks_up and any(map(is_method_name, ast.iter_child_nodes(node))):
+      yield node.lineno
+
+
+def test_only_its_record_says_which_method_it_is():
+  """A new method is a record and a sampler: code that asks for a name misses it."""
+  for path, room in modules():
+    # A denominator of the loss has the name of a method.
+    known = set(METHODS) - (set(DENOMINATORS) if room == "loss" else set())
+    found = list(asking_which_method(ast.parse(path.read_text()), known))
+    assert not found, f"{path.name}, lines {found}: ask config.method instead"
+
+
+def test_what_asks_which_method_it_is_is_found():
+  for line in (
+    'method.name == "new"',
+    "config.method.name in others",
+    'name in ("set", "any_order")',
+    "table[config.method.name]",
+    "table.get(method.name, 1)",
+    "match method.name:\n  case _: pass",
+    'match name:\n  case "set": pass',
+  ):
+    assert list(asking_which_method(ast.parse(line), set(METHODS))), line
+  shown = 'f"{method.name}: {table[0]}, {x == 1}"; {"method": config.method.name}'
+  assert not list(asking_which_method(ast.parse(shown), set(METHODS)))
+
+
+def test_every_method_has_a_sampler():
+  assert {record.order for record in METHODS.values()} == set(SAMPLERS)

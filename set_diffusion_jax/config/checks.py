@@ -18,7 +18,6 @@ from set_diffusion_jax.config.groups import (
   FRESH_ORDERS,
   LEARNING_RATES,
   MASK_SCHEDULES,
-  METHODS,
   NOISES,
   PREDICTIONS,
   PROMOTIONS,
@@ -33,6 +32,7 @@ from set_diffusion_jax.config.groups import (
   ModelConfig,
 )
 from set_diffusion_jax.errors import UserError
+from set_diffusion_jax.method import METHODS
 
 
 def check(config) -> None:
@@ -79,7 +79,7 @@ def _check_fields(require: _Require) -> None:
   require.one_of("model.backbone", BACKBONES)
   require.one_of("model.dtype", DTYPES)
   require.one_of("model.remat", REMATS)
-  require.one_of("method.name", METHODS)
+  require.one_of("method.name", tuple(METHODS))
   require.one_of("method.noise", NOISES)
   require.one_of("method.predict", PREDICTIONS)
   require.one_of("corruption.schedule", MASK_SCHEDULES)
@@ -170,7 +170,7 @@ def _check_method(
 ) -> None:
   require(method.block_size >= 1, "method.block_size", "at least 1")
   require(
-    method.name != "block" or data.length % method.block_size == 0,
+    method.record.sets != "blocks" or data.length % method.block_size == 0,
     "method.block_size",
     f"a divisor of data.length={data.length}",
   )
@@ -183,17 +183,18 @@ def _check_method(
   without = f"null for method {method.name}, which has no noise levels"
   levels = method.has_levels and method.predict == "all"
   require(width is None or levels, "corruption.clip_width", without)
-  only = method.predict == "all" or method.name == "set"
+  windowed = method.one_at_a_time and method.record.schedule == "sizes"
+  only = method.predict == "all" or windowed
   require(only, "method.predict", f'"all" for method {method.name}')
   fixed = f"false for method {method.name}, whose order is fixed"
-  require(method.has_schedule or not method.eos_last, "method.eos_last", fixed)
+  require(method.record.drawn or not method.eos_last, "method.eos_last", fixed)
   require(method.max_set_size >= 1, "method.max_set_size", "at least 1")
   span = data.length * method.max_set_size / (data.length + method.max_set_size - 1)
   below = f"below length * w = {span:.4g}"
   if method.prediction_budget is not None:
     fits = 0 < method.prediction_budget < span
     require(fits, "method.prediction_budget", f"above 0 and {below}")
-  elif method.name in ("set", "general"):
+  elif method.record.schedule == "sizes":
     fits = method.max_set_size / 4 < span
     right = f"such that the prediction budget, a fourth of it, is {below}"
     require(fits, "method.max_set_size", right)
@@ -257,9 +258,9 @@ def _check_evaluation(require: _Require, config) -> None:
     singles = config.method.one_at_a_time
     require(singles, "evaluate.order", f'"drawn" for method {config.method.name}')
     require(evaluate.draws == 1, "evaluate.draws", "1 where evaluate.order is given")
-    file = evaluate.order.endswith(".npy") and config.method.name != "ar"
+    file = evaluate.order.endswith(".npy") and not config.method.one_stream
     known = evaluate.order == "left_to_right" or file
-    also = "" if config.method.name == "ar" else " or a .npy file"
+    also = "" if config.method.one_stream else " or a .npy file"
     require(known, "evaluate.order", f'"drawn" or "left_to_right"{also}')
   width = data.length - int(data.bos) - int(data.ends_sequences)
   if evaluate.stride is not None:

@@ -2,8 +2,9 @@
 
 import dataclasses
 
+from set_diffusion_jax.method import MethodFacts
+
 BACKBONES = ("dit", "qwen3")
-METHODS = ("ar", "any_order", "set", "masked", "block", "general")
 MASK_SCHEDULES = ("linear", "cosine", "square", "square_root", "log", "log_linear")
 WEIGHTINGS = ("nelbo", "uniform")
 NOISES = ("full", "level")
@@ -64,7 +65,7 @@ class ModelConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class MethodConfig:
+class MethodConfig(MethodFacts):
   """Which sets are generated in which order.
 
   ar: from left to right in one stream. any_order: one position at a time in a uniformly
@@ -86,29 +87,6 @@ class MethodConfig:
   noise: str = "full"  # of a general set: "full", or a noise "level" of its own
   predict: str = "all"  # set: every position, or only those "active" at a drawn level
   eos_last: bool = False  # in training, EOS targets come after all other targets
-
-  @property
-  def one_at_a_time(self) -> bool:
-    """Whether every set is a single position: one order gives an exact log p."""
-    return self.name in ("ar", "any_order", "set")
-
-  def max_active(self, length: int) -> int:
-    """Positions of singletons that can be active at once, in texts of a length."""
-    return length if self.name == "any_order" else round(self.max_set_size)
-
-  @property
-  def has_schedule(self) -> bool:
-    """Whether orders come from a position-offset schedule."""
-    return self.name in ("any_order", "set", "general")
-
-  @property
-  def has_levels(self) -> bool:
-    """Whether sets are partly masked, at noise levels that are drawn."""
-    return (
-      self.name in ("masked", "block")
-      or (self.name == "general" and self.noise == "level")
-      or self.predict == "active"
-    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,11 +5,7 @@ import math
 from collections.abc import Mapping
 
 from set_diffusion_jax.config import Config, MethodConfig, ModelConfig
-from set_diffusion_jax.convert.settings import (
-  DIT_BASE,
-  DIT_EPSILON,
-  METHODS,
-)
+from set_diffusion_jax.convert.settings import DIT_BASE, DIT_EPSILON
 from set_diffusion_jax.convert.source import QWEN3_FOLDER, Source
 from set_diffusion_jax.data import Vocabulary
 from set_diffusion_jax.errors import UserError
@@ -32,11 +28,10 @@ def published_config(config: Config, vocabulary: Vocabulary, dtype: str) -> dict
   Raises:
     UserError: a setting that the published code cannot express.
   """
-  names = {method: family for family, method in METHODS.items()}
-  method = config.method.name
-  family = names.get("set" if method == "any_order" else method)
+  family = config.method.record.published
   if family is None:
-    raise UserError(f"method.name = {method!r}: has no published counterpart")
+    name = config.method.name
+    raise UserError(f"method.name = {name!r}: has no published counterpart")
   length = config.data.length
   block = config.method.block_size if family == "BD3LM" else length
   dit = config.model.backbone == "dit"
@@ -177,7 +172,7 @@ def _noise(config: Config, family: str) -> dict | None:
 
 def _staggered(method: MethodConfig, length: int) -> dict:
   """S, S_max and, where they cannot say it, the power k (METHOD section 2)."""
-  if method.name == "any_order":
+  if method.record.schedule == "uniform":
     return {"desired_block_size": length, "max_block_size": length}
   active, budget = method.max_set_size, method.prediction_budget
   desired = _whole(2 * (active / 4 if budget is None else budget))
@@ -231,17 +226,8 @@ def meaning(config: Config, vocabulary: Vocabulary, used_ids: int) -> list[str]:
   method, c = config.method, config.corruption
   bos = ", position 0 is BOS and not counted" if config.data.bos else ""
   lines = [f"sequence length {config.data.length}{bos}"]
-  if method.name == "set":
-    budget = method.prediction_budget or method.max_set_size / 4
-    lines.append(
-      f"schedule: S_max = {method.max_set_size:g} positions active at once, "
-      f"S = {2 * budget:g} (names of published models count S_max)"
-    )
-  if method.name == "any_order":
-    lines.append("schedule: the uniform order, S = S_max = the whole length")
-  if method.name == "block":
-    lines.append(f"blocks of {method.block_size} positions")
-  if method.name in ("masked", "block"):
+  lines += filter(None, [method.record.meaning(method)])
+  if method.record.noise == "level":
     lines.append(f"noise: {c.schedule}, trained on t in [{c.t_min:g}, {c.t_max:g}]")
   ids = ", ".join(
     f"{kind} {getattr(vocabulary, kind)}" for kind in ("mask", "pad", "bos", "eos")

@@ -121,7 +121,7 @@ def _published(fields: Fields, shapes: Shapes, qwen3: Mapping | None) -> Setting
       backbone.wrong("num_layers", f"{model['layers']}, as the tensors have")
   else:
     backbone.wrong("_target_", "a DIT or AutoModelFromPreTrained")
-  settings = {"model": model, **_method(fields, METHODS[family], length, notes)}
+  settings = {"model": model, **_method(fields, family, length, notes)}
   if fields.values.get("keep_clean_bos") is None:
     notes.append("keep_clean_bos: not said; sequences are taken to have no given BOS")
   bos = fields("keep_clean_bos", bool, False)
@@ -200,14 +200,14 @@ def count_layers(shapes: Shapes) -> int:
   return 1 + max((int(match[1]) for match in found if match), default=-1)
 
 
-def _method(fields: Fields, name: str, length: int, notes: list[str]) -> dict:
-  method: dict = {"name": name}
+def _method(fields: Fields, family: str, length: int, notes: list[str]) -> dict:
+  method: dict = {"name": METHODS[family]}
   settings: dict = {"method": method}
-  if name == "ar":
+  if family == "AR":
     return settings
   noise = fields.group("noise_config")
   kind = noise("_target_", str).rpartition(".")[2]
-  if name == "set":
+  if family == "SetDLM":
     if kind != "StaggeredNoise":
       noise.wrong("_target_", "StaggeredNoise for SetDLM")
     method.update(_position_offset(noise, length))
@@ -225,7 +225,7 @@ def _method(fields: Fields, name: str, length: int, notes: list[str]) -> dict:
   for field, name in (("t_min", "sampling_eps_min"), ("t_max", "sampling_eps_max")):
     if fields.values.get(name) is not None:
       settings["corruption"][field] = fields(name, float)
-  if name == "block":
+  if family == "BD3LM":
     method["block_size"] = fields("block_size", int)
   return settings
 
@@ -326,7 +326,7 @@ def _older(fields: Fields, shapes: Shapes) -> Settings:
   settings = {"model": model, "method": method, "data": {"length": length}}
   settings["data"]["bos"] = False
   settings["corruption"] = {"schedule": "linear" if block else "log_linear"}
-  if None not in levels and method["name"] == "block":
+  if None not in levels and "block_size" in method:
     low, high = map(float, levels)
     settings["corruption"].update(t_min=low, t_max=high)
   end = size - 2

@@ -62,7 +62,7 @@ def write_pytorch(
     (fresh / QWEN3_FOLDER / "config.json").write_text(write_json(qwen3))
   files = dict(source.files)
   here = source.published is None  # trained here, so that no file came with them
-  if here and source.config.method.name in ("set", "any_order"):
+  if here and source.config.method.record.published == "SetDLM":
     files[GENERATION] = write_json(generation_config(source.config, source.vocabulary))
   for name, text in files.items():
     (fresh / name).write_text(text, encoding="utf-8")

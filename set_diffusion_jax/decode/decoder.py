@@ -64,7 +64,7 @@ class Decoder:
   @property
   def single_set(self) -> bool:
     """Whether the whole text is one set (masked diffusion): nothing is ever cached."""
-    return self.objective.config.method.name == "masked"
+    return self.objective.config.method.single_set
 
   @property
   def takes_turns(self) -> bool:

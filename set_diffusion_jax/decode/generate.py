@@ -72,7 +72,7 @@ class Generation:
     check(objective, options, templates)
     longest, trained = max(self._lengths), objective.config.data.length
     length = -(-longest // BUCKET) * BUCKET
-    if objective.config.method.name == "masked" or longest <= trained < length:
+    if objective.config.method.single_set or longest <= trained < length:
       length = trained  # of masked diffusion, what is not wanted stays [MASK]
     mask = objective.mask_id
     tokens = np.full((self._rows, length), mask, np.int32)

@@ -31,7 +31,7 @@ def check(
   objective: Objective, options: DecodeConfig, templates: Sequence[np.ndarray]
 ) -> None:
   """Raises UserError for a text or an option that the method cannot follow."""
-  method, length = objective.config.method.name, objective.config.data.length
+  method, length = objective.config.method, objective.config.data.length
   for i, template in enumerate(templates):
     wanted = template == objective.mask_id
     if not wanted.any():
@@ -40,24 +40,27 @@ def check(
       raise UserError(f"text {i + 1}: must not be empty, the model has no BOS")
     if objective.one_stream and (~wanted[wanted.argmax() :]).any():
       raise UserError(f"text {i + 1}: method ar cannot fill gaps, only continue")
-    if method in ("masked", "general") and len(template) > length:
+    if method.whole_texts and len(template) > length:
       raise UserError(
-        f"text {i + 1}: has {len(template)} tokens, method {method} can complete at "
-        f"most data.length = {length}"
+        f"text {i + 1}: has {len(template)} tokens, method {method.name} can complete "
+        f"at most data.length = {length}"
       )
   if objective.one_stream and options.tokens_per_step != 1:
     raise UserError(
       f"decode.tokens_per_step = {options.tokens_per_step}: must be 1 for method ar"
     )
   drawn = objective.has_drawn_orders
-  if options.commit == "posterior" and not (objective.has_levels or drawn):
+  revealed = drawn and method.has_schedule
+  if options.commit == "posterior" and not (objective.has_levels or revealed):
     raise UserError(
-      f'decode.commit = "posterior": method {method} has no noise schedule; use order'
+      f'decode.commit = "posterior": method {method.name} has no noise schedule; use '
+      "order"
     )
   if options.drafts is not None:
     longest = max(map(len, templates))
     if not drawn:
-      raise UserError(f"decode.drafts = {options.drafts}: must be null for {method}")
+      right = f"must be null for {method.name}"
+      raise UserError(f"decode.drafts = {options.drafts}: {right}")
     if longest > length:
       raise UserError(
         f"decode.drafts = {options.drafts}: needs texts of at most data.length = "
@@ -113,7 +116,7 @@ def _drawn(objective: Objective, options: DecodeConfig, batch: Batch, keys) -> O
   grid = options.commit == "posterior" and objective.one_at_a_time
   each = float(options.tokens_per_step) if grid else None
   size, length = batch.tokens.shape[-1], objective.config.data.length
-  if not objective.config.method.has_schedule:
+  if not objective.config.method.record.drawn:
     return _draw(objective, each, size, batch, keys)
   own = np.maximum(batch.valid.sum(-1), length)
   position = np.broadcast_to(np.arange(size, dtype=np.int32), batch.tokens.shape).copy()
@@ -138,10 +141,8 @@ def widest_set(
     if options.commit != "posterior":
       return 1
     missing = np.take_along_axis(wanted, np.asarray(order.position), axis=-1)
-  elif method.name == "block":
-    return method.block_size
-  elif method.name == "masked":
-    return length
+  elif method.aligned_sets:
+    return method.reach(length)
   else:
     missing = np.ones_like(wanted)
   counts = (

@@ -75,9 +75,9 @@ def commit(
     margin: how far its likeliest token is ahead of the next.
     keys: for what posterior sampling reveals.
   """
-  options, method = decoder.decode, decoder.objective.config.method
-  if decoder.objective.one_stream or (
-    method.name == "general" and not decoder.objective.has_levels
+  options = decoder.decode
+  if decoder.objective.one_stream or not (
+    decoder.singletons or decoder.objective.has_levels
   ):
     return open_  # fully masked sets are generated at once
   windowed = decoder.single_set and options.window is not None

@@ -89,10 +89,4 @@ def objective_of(config: Config) -> Objective:
 
 def title(config: Config) -> str:
   """A method and its size in a few words."""
-  method = config.method
-  size = {
-    "set": f", N = {method.max_set_size:g}",
-    "general": f", grid {method.grid}",
-    "block": f", S = {method.block_size}",
-  }
-  return method.name + size.get(method.name, "")
+  return config.method.label

@@ -63,13 +63,9 @@ def visible_pairs(method: MethodConfig, length: int) -> int:
   For `general` sets it depends on the drawn order and is at least that of singletons,
   which is taken.
   """
-  if method.name == "ar":
-    return length * (length + 1) // 2
-  if method.name == "masked":
-    return length**2
-  # In both streams a token sees all of its own set and as many as in the sets before.
-  size = method.block_size if method.name == "block" else 1
-  return length * (length + size)
+  # In each stream a token sees all of its own set and as many as in the sets before.
+  size = method.reach(length) if method.aligned_sets else 1
+  return method.streams * length * (length + size) // 2
 
 
 def forward_flops(

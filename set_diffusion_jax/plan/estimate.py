@@ -66,8 +66,7 @@ def collectives(program: Program, config: Config) -> list[Collective]:
   weights = program.parameters() // shape["tensor"]
   micro = config.train.accumulate
   rows = config.train.batch_size // (row_ways(program.mesh) * micro)
-  streams = 1 if config.method.name in ("ar", "masked") else 2
-  activations = rows * streams * config.data.length * model.width * item
+  activations = rows * config.method.streams * config.data.length * model.width * item
   wanted = [
     ("all-gather", ("fsdp",), weights * item, 2 * micro),
     ("reduce-scatter", ("fsdp",), weights * item, micro),
