@@ -1,6 +1,7 @@
 """Golden numbers of the published code: where they are and how to read them.
 
-`SET_DIFFUSION_REFERENCE` replaces the folder. Sizes are read from the files.
+`SET_DIFFUSION_REFERENCE` replaces the folder `reference`. `cases` holds more of this
+kind and layout. Sizes are read from the files.
 """
 
 import functools
@@ -19,15 +20,26 @@ from set_diffusion_jax.weights import Stored, read_weights
 ROOT = pathlib.Path(
   os.environ.get("SET_DIFFUSION_REFERENCE", pathlib.Path(__file__).parent / "reference")
 )
+CASES = pathlib.Path(__file__).parent / "cases"
+
+
+def place(kind: str, name: str) -> pathlib.Path:
+  """The folder of "models" or "decode" with this name."""
+  found = ROOT / kind / name
+  return found if found.exists() else CASES / kind / name
 
 
 class Golden:
-  """One folder of ROOT/models."""
+  """One folder of "models"."""
 
   def __init__(self, name: str):
-    self.folder = folder = ROOT / "models" / name
+    self.folder = folder = place("models", name)
     self.settings = json.loads((folder / "config.json").read_text())["hyperparameters"]
-    self.arrays = dict(np.load(folder / "io.npz"))
+
+  @functools.cached_property
+  def arrays(self) -> dict[str, np.ndarray]:
+    """Inputs and outputs of every case."""
+    return dict(np.load(self.folder / "io.npz"))
 
   @property
   def tensors(self) -> dict[str, np.ndarray]:
@@ -72,6 +84,13 @@ class Golden:
     data = {"length": s["length"], "bos": bool(s["keep_clean_bos"])}
     settings = {"model": model, "data": data, "compat": "setdlms", **groups}
     return Config.from_dict(settings)
+
+  @property
+  def schedule(self) -> dict[str, float]:
+    """Of orders, as `method` says it."""
+    noise = self.settings["noise"]
+    active, desired = noise["max_block_size"], noise["desired_block_size"]
+    return {"max_set_size": float(active), "prediction_budget": desired / 2}
 
   def batch(self, case: dict[str, np.ndarray], context: np.ndarray | None) -> Batch:
     """The inputs of a case; with keep_clean_bos, position 0 is context as well."""

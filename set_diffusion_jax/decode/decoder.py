@@ -85,6 +85,8 @@ class Decoder:
     options = self.decode
     if self.objective.one_stream:
       return 0
+    if self.single_set and options.window is not None:
+      return min(options.window, self.widest)
     if not self.singletons:
       return self.widest
     if options.drafts is not None:
@@ -255,9 +257,12 @@ class Decoder:
     """
     length = state.tokens.shape[-1]
     if self.single_set:
-      every = Order(candidates, jnp.zeros_like(candidates))
+      place = jnp.broadcast_to(jnp.arange(length), state.tokens.shape)
+      every = Order(place, jnp.zeros_like(place))
       index = noisy_stream(every, jnp.ones_like(state.committed), length)
-      return self.objective.network.hidden(params, state.tokens, index)[0], state
+      h, _ = self.objective.network.hidden(params, state.tokens, index)
+      at = jnp.minimum(candidates, length - 1)[..., None]
+      return jnp.take_along_axis(h, at, axis=1), state
     at = jnp.concatenate([fresh, candidates], axis=-1)
     used = at < length
     rank, tokens = at_slots(state.rank, at), at_slots(state.tokens, at)

@@ -17,7 +17,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from set_diffusion_jax.decode.choose import distribution, probability
+from set_diffusion_jax.decode.commit import commit
 from set_diffusion_jax.decode.decoder import Decoder
+from set_diffusion_jax.decode.look import look, look_at
 from set_diffusion_jax.decode.slots import first_slots, marked, write_slots
 from set_diffusion_jax.decode.state import DecodeState
 from set_diffusion_jax.rng import decoding_keys
@@ -25,27 +27,24 @@ from set_diffusion_jax.rng import decoding_keys
 
 def speculative_step(decoder: Decoder, params, state: DecodeState) -> DecodeState:
   """One round: drafts, and the commitment of those that are accepted and one more."""
-  going = decoder.unfinished(state)
   length, count = state.tokens.shape[-1], decoder.window
   missing = state.wanted & ~state.committed
-  place = first_slots(missing, state.turn, count + 1)
-  there = (place < length) & going[:, None]
-  fresh = first_slots(state.fresh, state.rank, 1)
+  place = first_slots(missing, state.turn, count + 1)  # the drafts, and one more
+  there = (place < length) & decoder.unfinished(state)[:, None]
   keys = decoding_keys(state.key, state.steps)
 
-  h, state = decoder.feed(params, state, fresh, place[:, :count])
-  q = distribution(decoder.decode, decoder.logits(params, state, h, place[:, :count]))
+  propose = lambda logits, place: distribution(decoder.decode, logits)
+  state, _, q = look(decoder, params, state, propose)
   token = draw(keys.token, q)
 
   drafts = jnp.where(there, place, length)[:, :count]
-  ahead = state.next_rank[:, None] + jnp.arange(count + 1)[None, :]
+  ahead = state.next_rank[:, None] + jnp.arange(count)[None, :]
   drafted = state.replace(
     tokens=write_slots(state.tokens, drafts, token),
-    rank=write_slots(state.rank, drafts, ahead[:, :count]),
+    rank=write_slots(state.rank, drafts, ahead),
   )
-  h, after = decoder.feed(params, drafted, drafts, place)
   before = _with_drafts_before(state.committed, drafts)
-  logits = decoder.logits(params, drafted.replace(committed=before), h, place)
+  verified, logits = look_at(decoder, params, drafted, drafts, place, before=before)
   p = distribution(decoder.decode, logits)
 
   accepted = accept(keys.accept, p[:, :count], q, token) & there[:, :count]
@@ -54,20 +53,14 @@ def speculative_step(decoder: Decoder, params, state: DecodeState) -> DecodeStat
   last = draw(keys.last, replacement(p, q, n)[:, None])
 
   slot = jnp.arange(count + 1)[None, :]
-  is_last = slot == n[:, None]
-  token = jnp.where(is_last, last, jnp.pad(token, ((0, 0), (0, 1))))
-  new = there & (slot <= n[:, None])
-  where = jnp.where(new, place, length)
-  return after.replace(
-    tokens=write_slots(state.tokens, where, token),
-    committed=state.committed | marked(place, new, length),
-    confidence=write_slots(state.confidence, where, probability(logits, token)),
-    rank=write_slots(state.rank, where, ahead),
-    next_rank=state.next_rank + new.sum(-1),
+  token = jnp.where(slot == n[:, None], last, jnp.pad(token, ((0, 0), (0, 1))))
+  state = state.replace(
+    layers=verified.layers,
     cached=state.cached | marked(drafts, kept, length),
-    fresh=marked(place, new & is_last, length),
-    steps=state.steps + 2 * going,
+    steps=verified.steps,
   )
+  chosen = there & (slot <= n[:, None])
+  return commit(decoder, state, place, token, probability(logits, token), chosen)
 
 
 def _with_drafts_before(committed, drafts: Int[Array, "B D"]) -> Bool[Array, "B D1 S"]:
