@@ -13,6 +13,7 @@ LEVELS = [
   ["order"],
   ["index"],
   ["corrupt"],
+  ["noise"],
   ["model", "loss", "sharding", "metrics", "workdir", "checkpoint"],
   ["hardware"],
   ["objective", "state"],

@@ -242,7 +242,9 @@ def meaning(config: Config, vocabulary: Vocabulary, used_ids: int) -> list[str]:
   if method.name == "block":
     lines.append(f"blocks of {method.block_size} positions")
   if method.name in ("masked", "block"):
-    lines.append(f"noise: {c.schedule}, trained on t in [{c.t_min:g}, {c.t_max:g}]")
+    drawn = f"{c.schedule}, trained on t in [{c.t_min:g}, {c.t_max:g}]"
+    counts = "trained on uniform counts of masked tokens"
+    lines.append(f"noise: {counts if c.levels == 'counts' else drawn}")
   ids = ", ".join(
     f"{kind} {getattr(vocabulary, kind)}" for kind in ("mask", "pad", "bos", "eos")
   )
