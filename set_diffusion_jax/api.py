@@ -62,12 +62,15 @@ class Model:
     values = [float(x) for x in jax.tree.leaves(jax.device_get(sums))]
     return hashlib.sha256(repr(values).encode()).hexdigest()
 
-  def evaluator(self) -> Evaluator:
-    """Evaluates on the held-out text of the configuration, over all devices."""
+  def evaluator(self, by_token: bool = False) -> Evaluator:
+    """Evaluates on the held-out text of the configuration, over all devices.
+
+    With `by_token` the nats of single tokens stand beside the sums; see `Evaluator`.
+    """
     c = self.config
     held_out = data.load_validation(c.data, self.tokenizer, c.evaluate.stride)
     mesh = sharding.make_mesh(MeshConfig())
-    return Evaluator(self._objective(mesh), held_out, mesh)
+    return Evaluator(self._objective(mesh), held_out, mesh, by_token)
 
   def protocol(self, held_out: data.Blocks) -> dict:
     """What a perplexity of `evaluator` depends on besides the weights."""
@@ -108,32 +111,55 @@ class Model:
       "special_tokens": "; ".join(filter(None, special)) or "none",
       "denominator": "counted tokens of the data set",
       "draws": c.evaluate.draws,
+      "levels": c.evaluation_levels,
       "seed": c.evaluate.seed,
       "compat": c.compat,
     }
 
-  def nelbo(self, tokens: np.ndarray, draws: int = 1, seed: int = 0) -> np.ndarray:
-    """The bound of -log p(tokens), the mean over `draws` orders: float32 [B]."""
-    return self._drawn_nats(tokens, draws, seed).mean(0)
+  def nelbo(
+    self,
+    tokens: np.ndarray,
+    draws: int = 1,
+    seed: int = 0,
+    rows: np.ndarray | None = None,
+  ) -> np.ndarray:
+    """The bound of -log p(tokens), the mean over `draws`: float32 [B].
+
+    What is drawn, orders and what sets mask, is drawn as `evaluate` does it.
+
+    Args:
+      tokens: int [B, L].
+      draws: of each row.
+      seed: of the draws, which are keyed by (seed, row).
+      rows: int [B], the numbers of these rows; None: 0 .. B - 1. With the numbers that
+        they have in a corpus, its chunks have the figures of the whole.
+    """
+    return self._drawn_nats(tokens, draws, seed, rows).mean(0)
 
   def log_prob_bound(
-    self, tokens: np.ndarray, orders: int = 1, seed: int = 0
+    self,
+    tokens: np.ndarray,
+    orders: int = 1,
+    seed: int = 0,
+    rows: np.ndarray | None = None,
   ) -> np.ndarray:
     """A lower bound of log p(tokens) from `orders` drawn orders together: float32 [B].
 
     The log of the mean probability; it tightens with more orders. For methods that go
-    one position at a time in a drawn order.
+    one position at a time in a drawn order. `seed` and `rows` are those of `nelbo`.
     """
     if not self.objective.has_drawn_orders:
       name = self.config.method.name
       raise ValueError(f"log_prob_bound: method {name} draws no orders; use nelbo")
-    return -np.asarray(mixture_nats(self._drawn_nats(tokens, orders, seed)))
+    return -np.asarray(mixture_nats(self._drawn_nats(tokens, orders, seed, rows)))
 
-  def _drawn_nats(self, tokens: np.ndarray, draws: int, seed: int) -> np.ndarray:
+  def _drawn_nats(
+    self, tokens: np.ndarray, draws: int, seed: int, rows: np.ndarray | None
+  ) -> np.ndarray:
     """Nats of each draw and row: float32 [draws, B]."""
     if draws < 1:
       raise ValueError(f"draws = {draws}: must be at least 1")
-    batch, root = self._batch(tokens), stream_key(seed, EVALUATE)
+    batch, root = self._batch(tokens, rows), stream_key(seed, EVALUATE)
     shared = row_keys(root, SHARED_DRAW, batch.row)
     totals = [
       self._evaluate(
@@ -296,7 +322,7 @@ class Model:
 
     return jax.jit(total)
 
-  def _batch(self, tokens: np.ndarray) -> Batch:
+  def _batch(self, tokens: np.ndarray, rows: np.ndarray | None = None) -> Batch:
     tokens = np.asarray(tokens, np.int32)
     if tokens.ndim != 2 or not 0 < tokens.shape[1] <= self.config.data.length:
       raise ValueError(
@@ -308,7 +334,14 @@ class Model:
       raise ValueError(f"tokens: ids must be in [0, {size})")
     context = np.zeros(tokens.shape, bool)
     context[:, 0] = self.config.data.bos
-    rows = np.arange(len(tokens), dtype=np.int32)
+    rows = np.arange(len(tokens)) if rows is None else np.asarray(rows)
+    whole = rows.shape == (len(tokens),) and np.issubdtype(rows.dtype, np.integer)
+    if not whole or (rows < 0).any() or (rows >= 2**31).any():
+      raise ValueError(
+        f"rows: must be [{len(tokens)}] whole numbers from 0 to 2**31 - 1, "
+        f"is {rows.dtype} {list(rows.shape)}"
+      )
+    rows = rows.astype(np.int32)
     return Batch(*map(jnp.asarray, (tokens, np.ones_like(context), context, rows)))
 
 

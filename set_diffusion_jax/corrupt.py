@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
@@ -89,7 +90,8 @@ class Noise(NamedTuple):
   Attributes:
     masked: bool [B, L].
     weight: float32 [B, L], of each one's negative log-likelihood.
-    level: t, float32 [B, L]; 1 where sets are fully masked in any case.
+    level: float32 [B, L], t of each set; 1 where sets are fully masked in any case, and
+      the masked share k / n of a set where it is drawn by counts.
   """
 
   masked: Bool[Array, "B L"]
@@ -123,6 +125,43 @@ def level_noise(
   masked = targets(batch) & (uniform < 1 - schedule.alpha(level))
   weight = schedule.weight(level) if weighting == "nelbo" else jnp.ones_like(level)
   return Noise(masked, jnp.where(masked, weight, 0.0), level)
+
+
+def counted_noise(
+  batch: Batch,
+  rank: Int[Array, "B L"],
+  share: Float[Array, "B L"],
+  uniform: Float[Array, "B L"],
+) -> Noise:
+  """Of the n targets of a set, k are masked: a uniformly random subset of size k.
+
+  k = 1 + floor(n share) is uniform on 1 .. n where the share is uniform on [0, 1). A
+  masked target weighs n / k, so that a subset of size k has probability
+  1 / (n C(n, k)) and in all the weight 1 / (k C(n, k)). A noise level t ~ U(0, 1) with
+  weight 1 / t gives it the same, the integral over t of t^(k-1) (1 - t)^(n-k): both
+  estimate the NELBO. Here the weights of a set's targets always add up to n, while
+  those of 1 / t have no bound.
+
+  Args:
+    batch: B rows of text.
+    rank: index of the set of each text position.
+    share: in [0, 1), of each text position, equal within a set.
+    uniform: draws from U(0, 1); the lowest k of a set are masked.
+  """
+  wanted = targets(batch)
+  none = jnp.zeros(rank.shape[-1], jnp.int32)
+  sizes = jax.vmap(lambda rank, one: none.at[rank].add(one))
+  of_position = lambda by_set: jnp.take_along_axis(by_set, rank, axis=-1)
+  n = of_position(sizes(rank, wanted.astype(jnp.int32)))
+  k = jnp.minimum(1 + jnp.floor(n * share).astype(jnp.int32), n)
+  # Positions by set; in a set the targets first, in the order of their draws.
+  slot = jnp.lexsort((jnp.where(wanted, uniform, 2.0), rank), axis=-1)
+  every = sizes(rank, jnp.ones_like(rank))
+  before = of_position(jnp.cumsum(every, axis=-1) - every)
+  turn = jnp.argsort(slot, axis=-1) - before
+  masked = wanted & (turn < k)
+  weight = jnp.where(masked, n / jnp.maximum(k, 1), 0.0)
+  return Noise(masked, weight, k / jnp.maximum(n, 1))
 
 
 def active_noise(

@@ -13,6 +13,7 @@ from set_diffusion_jax.corrupt import Batch, Noise, Streams
 from set_diffusion_jax.loss import PIECE_ELEMENTS, priced_nats, slot_nats
 from set_diffusion_jax.model import Network
 from set_diffusion_jax.model.attention import kernel_line
+from set_diffusion_jax.noise import draw_counts, draw_levels
 from set_diffusion_jax.order import (
   Order,
   draw_order,
@@ -20,7 +21,12 @@ from set_diffusion_jax.order import (
   masked_last,
   position_offset,
 )
-from set_diffusion_jax.rng import TrainingKeys, split_rows, training_keys
+from set_diffusion_jax.rng import (
+  TrainingKeys,
+  level_keys,
+  split_rows,
+  training_keys,
+)
 from set_diffusion_jax.schedules import MaskSchedule
 
 
@@ -120,49 +126,44 @@ class Objective:
     draws: int = 1,
     clip: Float[Array, " 2"] | None = None,
   ) -> Noise:
-    """What is masked, from noise levels that are stratified within each row.
-
-    The levels of a row's sets in all its draws fall into as many equal strata, one
-    into each; which one is a random permutation. So a row's noise depends on no other
-    row.
+    """What is masked, by counts or by noise levels that are stratified within each row.
 
     Args:
       batch: B rows of text.
-      order: its ranks say which positions share a level.
+      order: its ranks say which positions are a set.
       keys: one a row, of this draw.
       shared: one a row, the same for all draws of the row.
       draw: which of the draws this is.
       draws: how many there are.
       clip: in training, [t_min, t_max] that levels come from, with loss.weighting;
-        None: from [0, 1] under the linear schedule, with the NELBO weight.
+        None: in evaluation, as `evaluation_levels` of the configuration says, levels
+        from [0, 1] under the linear schedule, with the NELBO weight.
     """
     if not self.has_levels:
       return corrupt.full_noise(batch)
-    length = batch.tokens.shape[-1]
-    method, published = self.config.method, self.config.compat == "setdlms"
+    length, config = batch.tokens.shape[-1], self.config
+    method, published = config.method, config.compat == "setdlms"
     sets = method.levels(length)
 
-    def levels(key, shared):
-      strata = jax.random.permutation(shared, sets * draws).reshape(draws, sets)
-      return (strata[draw] + jax.random.uniform(key, (sets,))) / (sets * draws)
-
-    level_keys, mask_keys = split_rows(keys)
-    t = jax.vmap(levels)(level_keys, shared)
-    if clip is not None:
-      t = clip[0] + (clip[1] - clip[0]) * t
     rank = jnp.take_along_axis(
       order.rank, jnp.argsort(order.position, axis=-1), axis=-1
     )
-    t = jnp.take_along_axis(t, jnp.minimum(rank, sets - 1), axis=-1)
-    uniform = jax.vmap(lambda key: jax.random.uniform(key, (length,)))(mask_keys)
-    weighting, name = self.config.loss.weighting, self.config.corruption.schedule
+    levels = config.evaluation_levels if clip is None else config.corruption.levels
+    if levels == "counts":
+      return draw_counts(batch, rank, keys, sets, draw, draws)
+    of = level_keys(keys)
+    t = draw_levels(rank, of.level, shared, sets, draw, draws)
+    if clip is not None:
+      t = clip[0] + (clip[1] - clip[0]) * t
+    uniform = jax.vmap(lambda key: jax.random.uniform(key, (length,)))(of.masked)
+    weighting, name = config.loss.weighting, config.corruption.schedule
     if clip is None:
       # The NELBO is the same under every schedule that ends in all masked; its
       # estimate varies least on the linear one.
       weighting, name = "nelbo", "linear"
     if method.predict == "active":
-      offset = position_offset(method, self.config.data.length)
-      bos = published and self.config.data.bos
+      offset = position_offset(method, config.data.length)
+      bos = published and config.data.bos
       return corrupt.active_noise(batch, offset, t, weighting, bos)
     schedule = MaskSchedule(name)
     return corrupt.level_noise(batch, schedule, t, uniform, weighting)
@@ -270,6 +271,7 @@ class Objective:
   ):
     """One of the `draws` of a row; returns (nats [B, R], their streams, the noise).
 
+    The mean of the weighted nats over all draws is an unbiased estimate of the NELBO.
     A given order replaces the one that would be drawn. Every position is evaluated,
     also where training predicts the active ones only.
     """

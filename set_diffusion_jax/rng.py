@@ -67,6 +67,43 @@ def training_keys(root: jax.Array, step: Int[Array, ""] | int, rows) -> Training
   return TrainingKeys(order, noise, strata, dropout, signs)
 
 
+class LevelKeys(NamedTuple):
+  """Every draw of the noise levels of a row in one of its draws, by name; keys [B].
+
+  Attributes:
+    level: of each set, inside its stratum.
+    masked: of each position, whether it is masked.
+  """
+
+  level: Key[Array, " B"]
+  masked: Key[Array, " B"]
+
+
+def level_keys(keys: Key[Array, " B"]) -> LevelKeys:
+  """The draws of noise levels of rows, from their keys for what is masked."""
+  return LevelKeys(*split_rows(keys))
+
+
+class CountKeys(NamedTuple):
+  """Every draw of the counts of a row in one of its draws, by name; keys [B].
+
+  Attributes:
+    stratum: which set's count falls into which part of the draw's range.
+    share: of each set, inside its stratum.
+    subset: of each position, which ones of a set are masked.
+  """
+
+  stratum: Key[Array, " B"]
+  share: Key[Array, " B"]
+  subset: Key[Array, " B"]
+
+
+def count_keys(keys: Key[Array, " B"]) -> CountKeys:
+  """The draws of counts of rows, from their keys for what is masked."""
+  split = lambda key: jax.random.split(key, len(CountKeys._fields))
+  return CountKeys(*jax.vmap(split)(keys).T)
+
+
 class DecodingKeys(NamedTuple):
   """Every draw of a row in a decoding step, by name; keys [B].
 

@@ -193,6 +193,38 @@ def test_evaluate_on_another_text(home, tmp_path, capsys):
   fails(capsys, [*base[:2], f"--output={tmp_path}/no/f.json"], "missing")
 
 
+def test_evaluate_by_token_and_its_errors(home, tmp_path, capsys):
+  """The weights of a set model, as those of masked diffusion: drawn by counts."""
+  output, tokens = tmp_path / "figures.json", tmp_path / "tokens.jsonl"
+  base = ["evaluate", f"--checkpoint={home}/set", "--config.method.name=masked"]
+  by = ["--by=token", f"--by-output={tokens}"]
+  capsys.readouterr()
+  assert cli.main([*base, "--draws=3", f"--output={output}", *by]) == 0
+  text, figures = capsys.readouterr().out, json.loads(output.read_text())
+  parts = [figures[f"perplexity_standard_error_{part}"] for part in ("texts", "draws")]
+  assert "(texts {:.3f}, draws {:.3f})".format(*parts) in text
+  assert np.hypot(*parts) == pytest.approx(figures["perplexity_standard_error"])
+  assert "3, by counts" in text and figures["protocol"]["levels"] == "counts"
+  rows = [json.loads(line) for line in tokens.read_text().splitlines()]
+  assert [row["sequence"] for row in rows] == list(range(figures["sequences"]))
+  assert all(row["position"] == list(range(1, 16)) for row in rows[:-1])
+  assert sum(len(row["nats"]) for row in rows) == figures["tokens"]
+  found = sum(map(sum, (row["nats"] for row in rows))) / figures["tokens"]
+  assert found == pytest.approx(figures["nats_per_token"], rel=1e-5)
+  model = set_diffusion_jax.load(home / "set")
+  ids = [i for row in rows for i in row["token"]]
+  held_out = model.evaluator().held_out
+  every = np.concatenate([held_out[i]["tokens"][1:] for i in range(len(held_out))])
+  assert ids == every[: len(ids)].tolist()
+  fails(capsys, [*base, by[0]], "--by=token: needs --by-output")
+  fails(capsys, [*base, by[1]], "needs --by=token")
+  fails(capsys, [*base, *by, "--zero-shot=ptb"], "--by=token", "--zero-shot")
+  fails(capsys, [*base, by[0], f"--by-output={tmp_path}"], "must be a file")
+  clip = "--config.corruption.clip_width=0.5"
+  counts = "--config.evaluate.levels=counts"
+  fails(capsys, [*base, clip, counts], 'evaluate.levels = "counts"', "clip_width=0.5")
+
+
 def test_zero_shot(home, tmp_path, capsys):
   lines = "".join(" it 's the age of <unk> , N said . \n" for _ in range(9))
   (tmp_path / "ptb.txt").write_text(lines)

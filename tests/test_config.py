@@ -99,3 +99,44 @@ def test_arguments_of_configuration_files():
 def test_configurations_are_frozen():
   with pytest.raises(dataclasses.FrozenInstanceError):
     Config().model.width = 3
+
+
+@pytest.mark.parametrize("field, beside, words", [
+  ("corruption", {"corruption": {"t_min": 0.1}}, "corruption.t_min=0.1"),
+  ("corruption", {"corruption": {"t_max": 0.9}}, "corruption.t_max=0.9"),
+  ("corruption", {"corruption": {"clip_width": 0.5}}, "corruption.clip_width=0.5"),
+  ("corruption", {"corruption": {"schedule": "cosine"}}, "schedule=cosine"),
+  ("corruption", {"method": {"name": "set", "predict": "active"}}, "predict=active"),
+  ("corruption", {"loss": {"weighting": "uniform"}}, "loss.weighting=uniform"),
+  ("corruption", {"compat": "setdlms"}, "compat=setdlms"),
+  ("corruption", {"method": {"name": "set"}}, "method set, which has no noise levels"),
+  ("evaluate", {"corruption": {"clip_width": 0.5}}, "corruption.clip_width=0.5"),
+  ("evaluate", {"compat": "setdlms"}, "compat=setdlms"),
+  ("evaluate", {"method": {"name": "ar"}}, "null for method ar"),
+])  # fmt: skip
+def test_counts_are_refused_beside_what_needs_levels(field, beside, words):
+  settings = {"method": {"name": "masked"}, **beside}
+  assert Config.from_dict(settings).evaluation_levels != "counts" or field != "evaluate"
+  settings[field] = {**settings.get(field, {}), "levels": "counts"}
+  with pytest.raises(UserError, match=f'{field}.levels = "counts": must be') as error:
+    Config.from_dict(settings)
+  assert words in str(error.value) and "\n" not in str(error.value)
+
+
+def test_how_evaluation_draws():
+  of = lambda **settings: Config.from_dict(settings).evaluation_levels
+  masked = {"name": "masked"}
+  assert of(method=masked) == "counts"
+  assert of(method=masked, evaluate={"levels": "uniform"}) == "uniform"
+  assert of(method=masked, compat="setdlms") == "uniform"
+  assert of(method=masked, corruption={"clip_width": 0.5}) == "uniform"
+  # Settings of training alone, on which evaluation does not depend.
+  trained = {"corruption": {"t_min": 0.3, "schedule": "cosine"}}
+  assert of(method=masked, loss={"weighting": "uniform"}, **trained) == "counts"
+  assert of(method={"name": "general", "noise": "level"}) == "counts"
+  assert of(method={"name": "general"}) is None
+  assert of(method={"name": "set", "predict": "active"}) is None
+  with pytest.raises(
+    UserError, match=r"evaluate.levels.*must be one of uniform, count"
+  ):
+    of(method=masked, evaluate={"levels": "many"})

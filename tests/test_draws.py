@@ -14,7 +14,9 @@ from set_diffusion_jax.rng import (
   EVALUATE,
   SHARED_DRAW,
   TRAIN,
+  count_keys,
   decoding_keys,
+  level_keys,
   row_keys,
   split_rows,
   stream_key,
@@ -26,14 +28,15 @@ from tests.test_train import settings
 ROWS = jnp.arange(4)
 
 
-def test_no_two_draws_share_a_key():
+@pytest.mark.parametrize("masking_keys", [count_keys, level_keys])
+def test_no_two_draws_share_a_key(masking_keys):
   """With one seed: steps of training, draws of evaluation, steps of decoding."""
   found = []
   for number in (0, 1):
     found += training_keys(stream_key(7, TRAIN), number, ROWS)
     of_draw = row_keys(stream_key(7, EVALUATE), number, ROWS)
     order, noise = split_rows(of_draw)
-    found += [order, *split_rows(noise)]
+    found += [order, *masking_keys(noise)]
   found.append(row_keys(stream_key(7, EVALUATE), SHARED_DRAW, ROWS))
   order, rest = split_rows(row_keys(stream_key(7, DECODE), 0, ROWS))
   turn, steps = split_rows(rest)

@@ -26,7 +26,8 @@ from tests import tiny
 
 def likelihood(nats, tokens, size=None):
   nats, tokens = np.asarray(nats, float), np.asarray(tokens, float)
-  return Likelihood(nats, nats, tokens, tokens if size is None else size, 1, False)
+  size = tokens if size is None else size
+  return Likelihood(nats, nats, tokens, size, np.zeros_like(nats), 1, False)
 
 
 def test_perplexity_is_of_totals_not_a_mean_of_means():

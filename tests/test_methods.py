@@ -155,7 +155,8 @@ def test_mask_schedules(name):
 def test_levels_are_stratified_within_a_row():
   """No two draws of a row fall into the same stratum, and the levels are uniform."""
   draws, rows = 4, 500
-  obj, batch = objective("masked"), tiny.batch(rows=rows, length=LENGTH)
+  obj = objective("masked", evaluate__levels="uniform")
+  batch = tiny.batch(rows=rows, length=LENGTH)
   levels = np.full((draws, rows), np.nan)
   for draw in range(draws):
     noise = drawn(obj, batch, draw, draws)[1]
@@ -174,7 +175,8 @@ def test_levels_are_stratified_within_a_row():
 
 
 def test_a_block_has_one_level_and_a_row_all_strata():
-  obj, batch = objective("block"), tiny.batch(rows=400, length=LENGTH)
+  obj = objective("block", evaluate__levels="uniform")
+  batch = tiny.batch(rows=400, length=LENGTH)
   weight = np.asarray(drawn(obj, batch, 0, 1)[1].weight).reshape(400, 2, 4)
   for values in weight.reshape(-1, 4):
     assert len(set(values[values > 0])) <= 1
@@ -193,7 +195,7 @@ def test_the_nelbo_of_noise_levels_is_unbiased(method, schedule):
   A model that attends to nothing but itself (zero weights but the head) makes the sum
   exact: log (V - 1) for each token. The schedule of training plays no part.
   """
-  obj = objective(method, corruption__schedule=schedule)
+  obj = objective(method, corruption__schedule=schedule, evaluate__levels="uniform")
   params = jax.tree.map(jnp.zeros_like, tiny.params(obj))
   batch = tiny.batch(rows=4000, length=LENGTH)
   draws = []
@@ -208,7 +210,7 @@ def test_the_nelbo_of_noise_levels_is_unbiased(method, schedule):
 
 
 def test_clipped_levels_only_in_training():
-  obj = objective("block")
+  obj = objective("block", evaluate__levels="uniform")
   batch = tiny.batch(rows=200, length=LENGTH)
   order, _ = drawn(obj, batch, 0, 1)
   for clip, low, high in ((jnp.array([0.4, 0.6]), 0.4, 0.6), (None, 0.0, 1.0)):

@@ -17,6 +17,7 @@ LEVELS = [
   ["order"],
   ["index"],
   ["corrupt"],
+  ["noise"],
   ["model", "loss", "sharding", "metrics", "workdir", "checkpoint"],
   ["hardware"],
   ["objective", "state"],

@@ -4,11 +4,13 @@ import argparse
 import dataclasses
 import json
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+
+import numpy as np
 
 from set_diffusion_jax import processes
 from set_diffusion_jax.cli.configuration import checked, load_model, with_options
-from set_diffusion_jax.cli.files import write
+from set_diffusion_jax.cli.files import check_output, write, write_text
 from set_diffusion_jax.data.zero_shot import zero_shot_data, zero_shot_names
 from set_diffusion_jax.errors import UserError
 
@@ -21,11 +23,12 @@ def evaluate(arguments: argparse.Namespace, changes: Sequence[str]) -> None:
     config.evaluate, arguments, ("draws", "sequences", "batch_size", "seed", "order")
   )
   config = checked(dataclasses.replace(config, evaluate=options))
+  _check_by(arguments)
   if arguments.zero_shot is None:
     if arguments.zero_shot_data is not None:
       raise UserError("--zero-shot-data: needs --zero-shot=NAME,...")
     model = dataclasses.replace(model, config=config)
-    figures = _likelihood(model, arguments.output, "evaluate")
+    figures = _likelihood(model, arguments.output, "evaluate", arguments.by_output)
     if processes.is_first():
       _print_figures(figures)
     return
@@ -45,20 +48,40 @@ def evaluate(arguments: argparse.Namespace, changes: Sequence[str]) -> None:
     write(arguments.output, {"zero_shot": every})
 
 
-def _likelihood(model, output: pathlib.Path | None, label: str) -> dict:
+def _check_by(arguments: argparse.Namespace) -> None:
+  """UserError unless --by and --by-output stand together, and can do so."""
+  by, output = arguments.by, arguments.by_output
+  if by is None and output is None:
+    return
+  if output is None:
+    raise UserError(f"--by={by}: needs --by-output=FILE.jsonl")
+  if by is None:
+    raise UserError(f"--by-output={output}: needs --by=token")
+  if arguments.zero_shot is not None:
+    raise UserError(f"--by={by}: is of the run's own text, without --zero-shot")
+  check_output(output, "--by-output")
+
+
+def _likelihood(
+  model, output: pathlib.Path | None, label: str, tokens: pathlib.Path | None = None
+) -> dict:
   """The figures of a model on its held-out text, also in the file `output`.
 
+  Those of single tokens go to the file `tokens`, if there is one.
   Goes on where it was interrupted; the same figures are not computed a second time.
   Of several processes, the first one reads and writes the files.
   """
   from set_diffusion_jax.evaluate import PartialResults
   from set_diffusion_jax.metrics import Progress
 
-  evaluator = processes.together(model.evaluator)
+  by_token = tokens is not None
+  evaluator = processes.together(lambda: model.evaluator(by_token))
   protocol = model.protocol(evaluator.held_out)
   identity = {**protocol, "weights_sha256": model.digest}
   processes.check_same(identity)
-  found = processes.from_first(lambda: _finished(output, identity))
+  found = None
+  if not by_token:
+    found = processes.from_first(lambda: _finished(output, identity))
   if found is not None:
     return found
   first, partial, done = processes.is_first(), None, {}
@@ -66,10 +89,11 @@ def _likelihood(model, output: pathlib.Path | None, label: str) -> dict:
   def open_partial() -> list:
     nonlocal partial
     if output is not None:
-      partial = PartialResults(output, identity)
+      partial = PartialResults(output, {**identity, "by_token": by_token})
     return list(partial.rows.items()) if partial else []
 
   done = {row: tuple(sums) for row, sums in processes.from_first(open_partial)}
+  rows = dict(done)
   with Progress(
     evaluator.total, len(done), label, "sequence", active=first
   ) as progress:
@@ -77,17 +101,42 @@ def _likelihood(model, output: pathlib.Path | None, label: str) -> dict:
     if done:
       progress.say(f"continues from sequence {len(done)} of {evaluator.total}")
 
-    def advance(rows: dict) -> None:
+    def advance(new: dict) -> None:
+      rows.update(new)
       if partial is not None:
-        partial.add(rows)
-      progress.advance(len(rows))
+        partial.add(new)
+      progress.advance(len(new))
 
     quality = evaluator.run(model.params, advance, done).likelihood
   figures = {**quality.summary(), "protocol": identity}
+  if first and by_token:
+    lines = "".join(_token_lines(evaluator.held_out, rows))
+    write_text(tokens, lines, "--by-output")
   if first and partial is not None:
     write(output, figures)
     partial.finish()
   return figures
+
+
+def _token_lines(held_out, rows: dict) -> Iterator[str]:
+  """A JSON line for each sequence: the tokens that count, by text position.
+
+  Args:
+    held_out: the sequences.
+    rows: the figures of each row, of an `Evaluator` with `by_token`.
+  """
+  from set_diffusion_jax.evaluate import SUMS
+
+  for row in sorted(rows):
+    nats = np.array(rows[row][SUMS:])
+    position = np.flatnonzero(~np.isnan(nats))
+    line = {
+      "sequence": row,
+      "position": position.tolist(),
+      "token": held_out[row]["tokens"][position].tolist(),
+      "nats": nats[position].tolist(),
+    }
+    yield json.dumps(line) + "\n"
 
 
 def _finished(output: pathlib.Path | None, identity: dict) -> dict | None:
@@ -109,6 +158,13 @@ def _spread(error: float | None, digits: int) -> str:
   return "" if error is None else f" +- {error:.{digits}f}"
 
 
+def _parts(figures: dict, name: str, digits: int) -> str:
+  """Where a standard error is from, or nothing where there was one draw."""
+  found = [(part, figures.get(f"{name}_{part}")) for part in ("texts", "draws")]
+  each = [f"{part} {error:.{digits}f}" for part, error in found if error is not None]
+  return f"  ({', '.join(each)})" if each else ""
+
+
 def _print_figures(figures: dict) -> None:
   rows = (
     ("nats per token", "nats_per_token", 4),
@@ -117,7 +173,8 @@ def _print_figures(figures: dict) -> None:
   )
   for label, name, digits in rows:
     spread = _spread(figures[f"{name}_standard_error"], digits)
-    print(f"{label:15} {_number(figures[name], digits)}{spread}")
+    parts = _parts(figures, f"{name}_standard_error", digits)
+    print(f"{label:15} {_number(figures[name], digits)}{spread}{parts}")
   if "mixture_perplexity" in figures:
     spread = _spread(figures["mixture_perplexity_standard_error"], 3)
     value = f"{_number(figures['mixture_perplexity'], 3)}{spread}"
@@ -125,4 +182,6 @@ def _print_figures(figures: dict) -> None:
   print(f"{'bound':15} {figures['bound']}")
   counted = f"{figures['tokens']:,} tokens, {figures['bytes']:,} bytes"
   print(f"{'counted':15} {counted}, {figures['sequences']:,} sequences")
-  print(f"{'draws':15} {figures['draws']}")
+  levels = figures["protocol"]["levels"]
+  by = {"counts": ", by counts", "uniform": ", by noise levels", None: ""}[levels]
+  print(f"{'draws':15} {figures['draws']}{by}")

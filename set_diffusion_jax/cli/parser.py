@@ -128,6 +128,15 @@ def _evaluate(parser: argparse.ArgumentParser) -> None:
     "--order", help='"left_to_right" or a .npy file of positions: exact log p under it'
   )
   parser.add_argument(
+    "--by", choices=("token",), help="write nats of single tokens to --by-output, too"
+  )
+  parser.add_argument(
+    "--by-output",
+    type=pathlib.Path,
+    metavar="FILE.jsonl",
+    help='a line for each sequence: "sequence", "position", "token" (id) and "nats"',
+  )
+  parser.add_argument(
     "--zero-shot",
     metavar="NAME,...",
     help=f"instead of the run's own text: all, or some of {', '.join(ZERO_SHOT)}",

@@ -15,20 +15,22 @@ from set_diffusion_jax.config.groups import (
   BACKBONES,
   COMMITS,
   COMPATS,
-  DENOMINATORS,
   DETOKENIZERS,
-  MASK_SCHEDULES,
   WEIGHTS,
-  CorruptionConfig,
   DataConfig,
   DecodeConfig,
   EvaluateConfig,
-  LossConfig,
   MeshConfig,
   MethodConfig,
   ModelConfig,
   OptimizerConfig,
   TrainConfig,
+)
+from set_diffusion_jax.config.noise import (
+  DENOMINATORS,
+  MASK_SCHEDULES,
+  CorruptionConfig,
+  LossConfig,
 )
 
 __all__ = [

@@ -11,25 +11,29 @@ from set_diffusion_jax.config.groups import (
   CONTEXTS,
   CUTS,
   DECAYS,
-  DENOMINATORS,
   DETOKENIZERS,
   DTYPES,
   ENDS,
   FRESH_ORDERS,
   LEARNING_RATES,
-  MASK_SCHEDULES,
   NOISES,
   PREDICTIONS,
   PROMOTIONS,
   REMATS,
   SOURCES,
-  WEIGHTINGS,
   WEIGHTS,
-  CorruptionConfig,
   DataConfig,
   DecodeConfig,
   MethodConfig,
   ModelConfig,
+)
+from set_diffusion_jax.config.noise import (
+  DENOMINATORS,
+  LEVELS,
+  MASK_SCHEDULES,
+  WEIGHTINGS,
+  CorruptionConfig,
+  check_levels,
 )
 from set_diffusion_jax.errors import UserError
 from set_diffusion_jax.method import METHODS
@@ -42,6 +46,7 @@ def check(config) -> None:
   _check_model(require, config.model)
   _check_data(require, config.data)
   _check_method(require, config.method, config.data, config.corruption)
+  check_levels(require, config)
   _check_training(require, config)
 
 
@@ -82,6 +87,7 @@ def _check_fields(require: _Require) -> None:
   require.one_of("method.name", tuple(METHODS))
   require.one_of("method.noise", NOISES)
   require.one_of("method.predict", PREDICTIONS)
+  require.one_of("corruption.levels", LEVELS)
   require.one_of("corruption.schedule", MASK_SCHEDULES)
   require.one_of("loss.weighting", WEIGHTINGS)
   require.one_of("loss.denominator", DENOMINATORS)

@@ -11,17 +11,16 @@ from ml_collections import config_dict
 from set_diffusion_jax.config.build import build, check_known, required
 from set_diffusion_jax.config.checks import check
 from set_diffusion_jax.config.groups import (
-  CorruptionConfig,
   DataConfig,
   DecodeConfig,
   EvaluateConfig,
-  LossConfig,
   MeshConfig,
   MethodConfig,
   ModelConfig,
   OptimizerConfig,
   TrainConfig,
 )
+from set_diffusion_jax.config.noise import CorruptionConfig, LossConfig
 from set_diffusion_jax.errors import UserError
 
 # What a resumed run may change: groups and fields. Text is compared by its content
@@ -58,6 +57,17 @@ class Config:
     config = build(cls, settings, "")
     check(config)
     return config
+
+  @property
+  def evaluation_levels(self) -> str | None:
+    """How evaluation draws what sets mask: one of LEVELS; None: all, nothing is drawn.
+
+    It is over all positions, so that predict=active has single positions there.
+    """
+    if not self.method.has_levels or self.method.predict == "active":
+      return None
+    needed = self.corruption.clip_width is not None or self.compat == "setdlms"
+    return self.evaluate.levels or ("uniform" if needed else "counts")
 
   def to_dict(self) -> dict:
     return dataclasses.asdict(self)

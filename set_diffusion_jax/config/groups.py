@@ -5,12 +5,9 @@ import dataclasses
 from set_diffusion_jax.method import MethodFacts
 
 BACKBONES = ("dit", "qwen3")
-MASK_SCHEDULES = ("linear", "cosine", "square", "square_root", "log", "log_linear")
-WEIGHTINGS = ("nelbo", "uniform")
 NOISES = ("full", "level")
 PREDICTIONS = ("all", "active")
 DTYPES = ("float32", "bfloat16")
-DENOMINATORS = ("tokens", "masked", "sequences", "masked_sequences")
 LEARNING_RATES = ("constant", "cosine")
 DECAYS = ("absolute", "relative")
 SOURCES = ("embedded", "text", "lines", "jsonl", "tfds", "prepared", "none")
@@ -87,36 +84,6 @@ class MethodConfig(MethodFacts):
   noise: str = "full"  # of a general set: "full", or a noise "level" of its own
   predict: str = "all"  # set: every position, or only those "active" at a drawn level
   eos_last: bool = False  # in training, EOS targets come after all other targets
-
-
-@dataclasses.dataclass(frozen=True)
-class CorruptionConfig:
-  """Noise levels of `masked`, `block` and of `general` with noise=level.
-
-  In training t is uniform on [t_min, t_max]; evaluation always draws from [0, 1] under
-  the linear schedule. With
-  `clip_width`, each evaluation searches that range anew, for the interval at least so
-  wide on which the training loss varies least (BD3-LM's clipped schedules).
-  """
-
-  schedule: str = "linear"
-  t_min: float = 0.0
-  t_max: float = 1.0
-  clip_width: float | None = None  # None: no search
-
-
-@dataclasses.dataclass(frozen=True)
-class LossConfig:
-  """The training loss. Evaluation is always the NELBO.
-
-  `weighting` is of tokens masked at a noise level: nelbo, -alpha' / (1 - alpha), or
-  uniform. `denominator`: tokens, nats per counted token of the global batch; masked,
-  per masked one; sequences and masked_sequences, the mean over sequences of each one's
-  own mean, as the published code averages.
-  """
-
-  weighting: str = "nelbo"
-  denominator: str = "tokens"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -220,10 +187,16 @@ class MeshConfig:
 
 @dataclasses.dataclass(frozen=True)
 class EvaluateConfig:
-  """Monte Carlo evaluation. `draws` orders are drawn for each sequence."""
+  """Monte Carlo evaluation. `draws` orders are drawn for each sequence.
+
+  Of methods with noise levels, `levels` says how it is drawn what a set masks: counts,
+  how many of its tokens, or uniform, a noise level. None: counts, but uniform where
+  corruption.clip_width searches levels and for compat=setdlms.
+  """
 
   batch_size: int = 64
   draws: int = 1
+  levels: str | None = None
   order: str = "drawn"  # "left_to_right", or a .npy file of positions, [L] or [n, L]
   stride: int | None = None  # tokens between windows; None: windows do not overlap
   sequences: int | None = None  # evaluate the first ones only; None: all

@@ -228,7 +228,9 @@ def meaning(config: Config, vocabulary: Vocabulary, used_ids: int) -> list[str]:
   lines = [f"sequence length {config.data.length}{bos}"]
   lines += filter(None, [method.record.meaning(method)])
   if method.record.noise == "level":
-    lines.append(f"noise: {c.schedule}, trained on t in [{c.t_min:g}, {c.t_max:g}]")
+    drawn = f"{c.schedule}, trained on t in [{c.t_min:g}, {c.t_max:g}]"
+    counts = "trained on uniform counts of masked tokens"
+    lines.append(f"noise: {counts if c.levels == 'counts' else drawn}")
   ids = ", ".join(
     f"{kind} {getattr(vocabulary, kind)}" for kind in ("mask", "pad", "bos", "eos")
   )

@@ -1,9 +1,7 @@
-"""Held-out likelihood: nats, perplexity and bits per byte, with standard errors."""
+"""Evaluates held-out sequences: batches of them, and the sums of each one."""
 
 import collections
-import dataclasses
 import functools
-import math
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import NamedTuple
@@ -12,99 +10,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from set_diffusion_jax import data, sharding
 from set_diffusion_jax.corrupt import Batch
 from set_diffusion_jax.errors import UserError
 from set_diffusion_jax.evaluate.clip import Clip, SetLosses, search_clip, set_losses
+from set_diffusion_jax.evaluate.figures import Likelihood, draw_variance, mixture_nats
 from set_diffusion_jax.evaluate.partial import Row
 from set_diffusion_jax.loss import weighted
 from set_diffusion_jax.objective import Objective
 from set_diffusion_jax.order import given_order, groups
 from set_diffusion_jax.rng import EVALUATE, SHARED_DRAW, row_keys, stream_key
-
-
-@dataclasses.dataclass(frozen=True)
-class Likelihood:
-  """Sums per sequence; every figure is derived from them.
-
-  Attributes:
-    nats: float64 [n], the mean over draws of each sequence's summed nats.
-    mixed: float64 [n], the bound of each sequence's nats from all its draws together
-      (`mixture_nats`), where draws are orders of single positions; otherwise `nats`.
-    tokens: float64 [n], counted tokens of each sequence.
-    bytes: float64 [n], bytes of text that the counted tokens stand for.
-    draws: Monte Carlo draws of a sequence.
-    exact: whether nats are -log p itself (one fixed order) or an upper bound of it.
-  """
-
-  nats: np.ndarray
-  mixed: np.ndarray
-  tokens: np.ndarray
-  bytes: np.ndarray
-  draws: int
-  exact: bool
-
-  @property
-  def nats_per_token(self) -> float:
-    """Total nats / total counted tokens, over the data set."""
-    return float(self.nats.sum() / self.tokens.sum())
-
-  @property
-  def perplexity(self) -> float:
-    """exp(nats per token); infinite where that overflows."""
-    return _exp(self.nats_per_token)
-
-  @property
-  def bits_per_byte(self) -> float:
-    """Total bits / total bytes of text: comparable across tokenizers."""
-    return float(self.nats.sum() / math.log(2) / self.bytes.sum())
-
-  @property
-  def standard_error(self) -> float:
-    """Of nats per token, over sequences (ratio estimator); NaN for one sequence."""
-    return self._standard_error(self.nats)
-
-  def _standard_error(self, nats: np.ndarray) -> float:
-    n = len(nats)
-    if n < 2:
-      return math.nan
-    residual = nats - nats.sum() / self.tokens.sum() * self.tokens
-    return float(math.sqrt(n / (n - 1) * (residual**2).sum()) / self.tokens.sum())
-
-  def summary(self) -> dict:
-    """The figures as plain JSON values; None for what is not finite."""
-    per_byte = float(self.tokens.sum() / self.bytes.sum() / math.log(2))
-    mixture = {}
-    if self.mixed is not self.nats:
-      nats = float(self.mixed.sum() / self.tokens.sum())
-      mixture = {
-        "mixture_nats_per_token": nats,
-        "mixture_perplexity": _exp(nats),
-        "mixture_perplexity_standard_error": _exp(nats)
-        * self._standard_error(self.mixed),
-      }
-    figures = {
-      "nats_per_token": self.nats_per_token,
-      "nats_per_token_standard_error": self.standard_error,
-      "perplexity": self.perplexity,
-      "perplexity_standard_error": self.perplexity * self.standard_error,
-      "bits_per_byte": self.bits_per_byte,
-      "bits_per_byte_standard_error": per_byte * self.standard_error,
-      **mixture,
-      "bound": "exact" if self.exact else "upper bound (NELBO)",
-      "tokens": int(self.tokens.sum()),
-      "bytes": int(self.bytes.sum()),
-      "sequences": len(self.nats),
-      "draws": self.draws,
-    }
-    infinite = lambda x: isinstance(x, float) and not math.isfinite(x)
-    return {name: None if infinite(x) else x for name, x in figures.items()}
-
-
-def _exp(x: float) -> float:
-  return math.exp(x) if x < 700 else math.inf
 
 
 class Evaluation(NamedTuple):
@@ -126,11 +43,24 @@ class Evaluator:
   Draws are keyed by the number of a sequence, so that its figures depend neither on the
   devices nor on the batch size.
 
+  Args:
+    objective: what is evaluated.
+    held_out: the sequences.
+    mesh: of the devices.
+    by_token: the figures of a row are followed by the nats of each text position, the
+      mean over draws, NaN where it is not counted.
+
   Raises:
     UserError: a given order does not fit the sequences.
   """
 
-  def __init__(self, objective: Objective, held_out: data.Blocks, mesh: Mesh):
+  def __init__(
+    self,
+    objective: Objective,
+    held_out: data.Blocks,
+    mesh: Mesh,
+    by_token: bool = False,
+  ):
     config = objective.config.evaluate
     total = len(held_out)
     self.total = total if config.sequences is None else min(config.sequences, total)
@@ -142,7 +72,8 @@ class Evaluator:
     self._sharding = sharding.batch_sharding(mesh)
     # Every process has all figures, and goes through the same batches.
     self._sums = jax.jit(
-      functools.partial(_row_sums, objective), out_shardings=sharding.replicated(mesh)
+      functools.partial(_row_sums, objective, by_token),
+      out_shardings=sharding.replicated(mesh),
     )
 
   def run(
@@ -161,14 +92,15 @@ class Evaluator:
     done: dict[int, Row] = dict(before)
     todo = np.array([row for row in range(self.total) if row not in done], np.int64)
     losses = []
-    for rows, used, (columns, batch_losses) in self._batches(params, todo):
-      figures = np.stack(columns, axis=-1)[used].tolist()
-      new = dict(zip(rows[used].tolist(), map(tuple, figures), strict=True))
+    for rows, used, (figures, batch_losses) in self._batches(params, todo):
+      figures = map(tuple, figures[used].tolist())
+      new = dict(zip(rows[used].tolist(), figures, strict=True))
       done |= new
       if batch_losses is not None:
         losses.append(batch_losses)
       advance(new)
-    columns = np.array([done[row] for row in range(self.total)], np.float64).T
+    sums = [done[row][:SUMS] for row in range(self.total)]
+    columns = np.array(sums, np.float64).T
     clip = None
     if losses:
       parts = zip(*losses, strict=True)
@@ -195,13 +127,14 @@ class Evaluator:
     while computed:
       yield jax.device_get(computed.popleft())
 
-  def _likelihood(self, nats, mixed, tokens, sizes) -> Likelihood:
+  def _likelihood(self, nats, mixed, tokens, sizes, variance) -> Likelihood:
     counted = tokens > 0  # a last row that holds nothing but context
-    nats, mixed, tokens, sizes = (x[counted] for x in (nats, mixed, tokens, sizes))
+    columns = nats, mixed, tokens, sizes, variance
+    nats, mixed, tokens, sizes, variance = (x[counted] for x in columns)
     objective, draws = self.objective, _draws(self.objective)
     exact = objective.one_stream or self._order is not None
     mixed = mixed if draws > 1 and objective.has_drawn_orders else nats
-    return Likelihood(nats, mixed, tokens, sizes, draws, exact)
+    return Likelihood(nats, mixed, tokens, sizes, variance, draws, exact)
 
 
 def _draws(objective: Objective) -> int:
@@ -230,19 +163,27 @@ def _read_order(order: str, length: int, sequences: int) -> np.ndarray | None:
   return position.astype(np.int32)
 
 
-def _row_sums(objective: Objective, params, batch: Batch, sizes, position):
+# Sums of a row, which stand before its figures by token.
+SUMS = 5
+
+
+def _row_sums(
+  objective: Objective, by_token: bool, params, batch: Batch, sizes, position
+):
   """Sums of each row, and the losses of sets if a clip is to be searched.
 
   Args:
     objective: what is evaluated.
+    by_token: of `Evaluator`.
     params: of its network.
     batch: B rows.
     sizes: int32 [B, L], bytes of text by text position.
     position: a given order, int32 [B, L], or None.
 
   Returns:
-    float32 [B] each: nats (mean over draws), nats (mixture of draws), counted tokens,
-    their bytes. Then `SetLosses` [draws, B, R] or None.
+    float32 [B, SUMS]: nats (mean over draws), nats (mixture of draws), counted tokens,
+    their bytes, variance of nats over draws; with `by_token` [B, SUMS + L], followed by
+    the nats of each text position. Then `SetLosses` [draws, B, R] or None.
   """
   config = objective.config
   draws = _draws(objective)
@@ -261,24 +202,34 @@ def _row_sums(objective: Objective, params, batch: Batch, sizes, position):
     place = streams.index.position[:, -slots:] + int(objective.one_stream)
     place = jnp.minimum(place, slots - 1)
     counted_bytes = jnp.take_along_axis(sizes, place, axis=-1) * streams.counted
-    rows = weighted(nats, streams.weight).sum(-1)
+    each = weighted(nats, streams.weight)
+    at = _at_positions(place, each, streams.counted) if by_token else None
     losses = None
     if objective.has_levels and config.corruption.clip_width is not None:
       losses = set_losses(streams, nats, noise.level, config.loss.weighting)
-    return None, (rows, streams.counted.sum(-1), counted_bytes.sum(-1), losses)
+    sums = each.sum(-1), streams.counted.sum(-1), counted_bytes.sum(-1)
+    return None, (*sums, at, losses)
 
   _, results = jax.lax.scan(draw, None, jnp.arange(draws))
-  nats, tokens, total_bytes, losses = results
-  return (nats.mean(0), mixture_nats(nats), tokens[0], total_bytes[0]), losses
+  nats, tokens, total_bytes, at, losses = results
+  spread = draw_variance(nats)
+  sums = nats.mean(0), mixture_nats(nats), tokens[0], total_bytes[0], spread
+  figures = jnp.stack(sums, axis=-1)
+  if by_token:
+    figures = jnp.concatenate([figures, at.mean(0)], axis=-1)
+  return figures, losses
 
 
-def mixture_nats(nats: Float[Array, "K *B"]) -> Float[Array, "*B"]:
-  """Minus the log of the mean over K orders of exp(-nats) (METHOD section 4).
+def _at_positions(
+  place: Int[Array, "B R"], nats: Float[Array, "B R"], counted: Bool[Array, "B R"]
+) -> Float[Array, "B R"]:
+  """Nats of slots, each at the text position that it predicts; NaN if not counted."""
 
-  For orders drawn from the policy this is, in expectation, an upper bound of -log p
-  that decreases in K; for K = 1 it is the NELBO.
-  """
-  return math.log(nats.shape[0]) - jax.nn.logsumexp(-nats, axis=0)
+  def row(place, nats, counted):
+    found = jnp.zeros_like(nats).at[place].add(jnp.where(counted, nats, 0.0))
+    return jnp.where(jnp.zeros_like(counted).at[place].max(counted), found, jnp.nan)
+
+  return jax.vmap(row)(place, nats, counted)
 
 
 def unigram_bits_per_byte(corpus: data.Corpus) -> float:
