@@ -219,6 +219,11 @@ class Program:
     """How many there are."""
     return work.parameters(self.abstract_state().params)
 
+  def gradients(self) -> int:
+    """Bytes of them that a device adds to those of others, each micro-batch."""
+    tensor = self.mesh.shape["tensor"]
+    return work.gradients(self.config.model, self.abstract_state().params, tensor)
+
   def flops(self) -> Flops:
     """Operations of a step over the global batch."""
     return work.step_flops(self.objective, self.abstract_batch(), self.mesh)

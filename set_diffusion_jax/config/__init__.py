@@ -12,7 +12,6 @@ from set_diffusion_jax.config.experiment import (
   default_config,
 )
 from set_diffusion_jax.config.groups import (
-  BACKBONES,
   COMMITS,
   COMPATS,
   DENOMINATORS,
@@ -27,10 +26,10 @@ from set_diffusion_jax.config.groups import (
   LossConfig,
   MeshConfig,
   MethodConfig,
-  ModelConfig,
   OptimizerConfig,
   TrainConfig,
 )
+from set_diffusion_jax.config.model import BACKBONES, ModelConfig
 
 __all__ = [
   "BACKBONES",

@@ -4,7 +4,6 @@ import functools
 import json
 
 from set_diffusion_jax.config.groups import (
-  BACKBONES,
   CANDIDATES,
   COMMITS,
   COMPATS,
@@ -13,7 +12,6 @@ from set_diffusion_jax.config.groups import (
   DECAYS,
   DENOMINATORS,
   DETOKENIZERS,
-  DTYPES,
   ENDS,
   FRESH_ORDERS,
   LEARNING_RATES,
@@ -22,7 +20,6 @@ from set_diffusion_jax.config.groups import (
   NOISES,
   PREDICTIONS,
   PROMOTIONS,
-  REMATS,
   SOURCES,
   WEIGHTINGS,
   WEIGHTS,
@@ -30,6 +27,12 @@ from set_diffusion_jax.config.groups import (
   DataConfig,
   DecodeConfig,
   MethodConfig,
+)
+from set_diffusion_jax.config.model import (
+  BACKBONES,
+  DTYPES,
+  GRADIENT_DTYPES,
+  REMATS,
   ModelConfig,
 )
 from set_diffusion_jax.errors import UserError
@@ -78,6 +81,7 @@ def _check_fields(require: _Require) -> None:
   """Fields one by one."""
   require.one_of("model.backbone", BACKBONES)
   require.one_of("model.dtype", DTYPES)
+  require.one_of("model.gradient_dtype", GRADIENT_DTYPES)
   require.one_of("model.remat", REMATS)
   require.one_of("method.name", METHODS)
   require.one_of("method.noise", NOISES)

@@ -18,10 +18,10 @@ from set_diffusion_jax.config.groups import (
   LossConfig,
   MeshConfig,
   MethodConfig,
-  ModelConfig,
   OptimizerConfig,
   TrainConfig,
 )
+from set_diffusion_jax.config.model import ModelConfig
 from set_diffusion_jax.errors import UserError
 
 # What a resumed run may change: groups and fields. Text is compared by its content

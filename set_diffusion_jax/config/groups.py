@@ -1,14 +1,15 @@
-"""Every setting: its default and its meaning, in groups, and what it can be."""
+"""Every setting: its default and its meaning, in groups, and what it can be.
+
+Those of the transformer are in `model.py`.
+"""
 
 import dataclasses
 
-BACKBONES = ("dit", "qwen3")
 METHODS = ("ar", "any_order", "set", "masked", "block", "general")
 MASK_SCHEDULES = ("linear", "cosine", "square", "square_root", "log", "log_linear")
 WEIGHTINGS = ("nelbo", "uniform")
 NOISES = ("full", "level")
 PREDICTIONS = ("all", "active")
-DTYPES = ("float32", "bfloat16")
 DENOMINATORS = ("tokens", "masked", "sequences", "masked_sequences")
 LEARNING_RATES = ("constant", "cosine")
 DECAYS = ("absolute", "relative")
@@ -25,42 +26,6 @@ FRESH_ORDERS = ("position", "drawn")
 PROMOTIONS = ("first", "passed")
 CONTEXTS = ("left", "both")
 WEIGHTS = ("ema", "raw")
-REMATS = ("none", "layer")
-
-
-@dataclasses.dataclass(frozen=True)
-class ModelConfig:
-  """The transformer. `ffn` is the width of the MLP's hidden layer.
-
-  dit: layer norm, GELU, an output layer with bias; `head_size` is width / heads.
-  qwen3: RMS norm, SwiGLU, grouped-query attention; the output layer may be `tied`.
-  """
-
-  backbone: str = "dit"
-  layers: int = 12
-  width: int = 768
-  heads: int = 12
-  kv_heads: int | None = None  # qwen3: heads of keys and values; None: as many
-  head_size: int | None = None  # qwen3; None: width / heads
-  ffn: int = 3072
-  dropout: float = 0.0
-  adaln: bool = False
-  condition_width: int = 128  # width of the adaLN conditioning vector
-  tied: bool = False  # qwen3: the output layer is the embedding
-  norm_epsilon: float = 1e-5
-  rotary_base: float = 10_000.0
-  dtype: str = "float32"  # of the computation; parameters are always float32
-  remat: str = "none"  # "layer": matrix products of layers are computed again, too
-
-  @property
-  def key_heads(self) -> int:
-    """Heads of keys and values."""
-    return self.kv_heads or self.heads
-
-  @property
-  def head_width(self) -> int:
-    """Dh."""
-    return self.head_size or self.width // self.heads
 
 
 @dataclasses.dataclass(frozen=True)
