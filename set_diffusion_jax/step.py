@@ -130,7 +130,8 @@ def train_step(
     gradients, current.optimizer, current.params
   )
   params = optax.apply_updates(current.params, updates)
-  ema = optax.incremental_update(params, current.ema, 1 - config.optimizer.ema_decay)
+  rate = state.ema_rate(config.optimizer, current.step + 1)
+  ema = optax.incremental_update(params, current.ema, rate)
   metrics = {
     "loss": sums.loss.numerator / denominator,
     "gradient_norm": optax.tree.norm(gradients),

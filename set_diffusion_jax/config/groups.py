@@ -164,6 +164,9 @@ class OptimizerConfig:
   learning_rate: float = 3e-4  # the highest one
   schedule: str = "constant"  # after the warm-up: "constant" or "cosine"
   warmup_steps: int = 2500
+
+  After step n the EMA is d times itself plus 1 - d times the parameters, d = ema_decay.
+  Without `ema_warmup`, as in the published runs, d^n of it are initial weights.
   final_fraction: float = 0.0  # cosine: the last learning rate over the highest one
   beta1: float = 0.9
   beta2: float = 0.999
@@ -177,6 +180,7 @@ class OptimizerConfig:
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
   """Cadence is in optimiser steps; `batch_size` is global, in sequences."""
+  ema_warmup: bool = False  # d is at most (1 + n) / (10 + n) at step n
 
   steps: int = 1_000_000
   batch_size: int = 512
