@@ -61,6 +61,13 @@ def test_configurations_by_name(tmp_path, monkeypatch):
     ({"data": {"source": "text"}}, "data.train_path = null"),
     ({"method": {"max_set_size": 0.5}}, "method.max_set_size = 0.5"),
     ({"decode": {"window": 0}}, "decode.window = 0"),
+    (
+      {
+        "method": {"name": "block"},
+        "corruption": {"clip_width": 0.5, "schedule": "cosine"},
+      },
+      'corruption.schedule = "cosine": must be linear where a clip_width is searched',
+    ),
     ({"mesh": {"data": 0}}, "mesh.data = 0"),
     ({"compat": "yes"}, 'compat = "yes": must be one of none, setdlms'),
   ],

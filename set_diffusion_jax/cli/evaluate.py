@@ -56,7 +56,7 @@ def _likelihood(model, output: pathlib.Path | None, label: str) -> dict:
 
   evaluator = processes.together(model.evaluator)
   protocol = model.protocol(evaluator.held_out)
-  identity = {**protocol, "weights_sha256": model.digest}
+  identity = {**protocol, "weights_digest": model.weights_digest}
   processes.check_same(identity)
   found = processes.from_first(lambda: _finished(output, identity))
   if found is not None:

@@ -187,6 +187,9 @@ def _check_method(
   without = f"null for method {method.name}, which has no noise levels"
   levels = method.has_levels and method.predict == "all"
   require(width is None or levels, "corruption.clip_width", without)
+  linear = width is None or corruption.schedule == "linear"
+  searched = "linear where a clip_width is searched, which is done on linear levels"
+  require(linear, "corruption.schedule", searched)
   only = method.predict == "all" or method.name == "set"
   require(only, "method.predict", f'"all" for method {method.name}')
   fixed = f"false for method {method.name}, whose order is fixed"

@@ -67,6 +67,11 @@ class MethodConfig:
     return self.name in ("any_order", "set", "general")
 
   @property
+  def mixes(self) -> bool:
+    """Whether a drawn order has exact nats, so that several make a tighter bound."""
+    return self.has_schedule and (self.one_at_a_time or self.noise == "full")
+
+  @property
   def has_levels(self) -> bool:
     """Whether sets are partly masked, at noise levels that are drawn."""
     return (
@@ -81,9 +86,9 @@ class CorruptionConfig:
   """Noise levels of `masked`, `block` and of `general` with noise=level.
 
   In training t is uniform on [t_min, t_max]; evaluation always draws from [0, 1] under
-  the linear schedule. With
-  `clip_width`, each evaluation searches that range anew, for the interval at least so
-  wide on which the training loss varies least (BD3-LM's clipped schedules).
+  the linear schedule. With `clip_width`, which is for the linear schedule, each
+  evaluation searches that range anew, for the interval at least so wide on which the
+  training loss varies least (BD3-LM's clipped schedules).
   """
 
   schedule: str = "linear"
@@ -159,14 +164,14 @@ class OptimizerConfig:
   `decay` says what `weight_decay` is a share of, at a step whose learning rate is lr:
   absolute, parameters shrink by lr * weight_decay, as in PyTorch and optax; relative,
   by lr / learning_rate * weight_decay, as in Composer's decoupled AdamW.
+
+  After step n the EMA is d times itself plus 1 - d times the parameters, d = ema_decay.
+  Without `ema_warmup`, as in the published runs, d^n of it are initial weights.
   """
 
   learning_rate: float = 3e-4  # the highest one
   schedule: str = "constant"  # after the warm-up: "constant" or "cosine"
   warmup_steps: int = 2500
-
-  After step n the EMA is d times itself plus 1 - d times the parameters, d = ema_decay.
-  Without `ema_warmup`, as in the published runs, d^n of it are initial weights.
   final_fraction: float = 0.0  # cosine: the last learning rate over the highest one
   beta1: float = 0.9
   beta2: float = 0.999
@@ -175,12 +180,12 @@ class OptimizerConfig:
   decay: str = "absolute"
   clip_norm: float = 1.0
   ema_decay: float = 0.9999
+  ema_warmup: bool = False  # d is at most (1 + n) / (10 + n) at step n
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
   """Cadence is in optimiser steps; `batch_size` is global, in sequences."""
-  ema_warmup: bool = False  # d is at most (1 + n) / (10 + n) at step n
 
   steps: int = 1_000_000
   batch_size: int = 512
