@@ -91,7 +91,7 @@ def test_identity_names_real_fields():
   assert known >= CHANGEABLE
   identity = Config().identity()
   assert "model.width" in identity
-  assert "train.steps" not in identity
+  assert "train.steps" not in identity and "train.accumulate" not in identity
   assert "train.steps" in tiny.config(optimizer__schedule="cosine").identity()
   assert not {name.split(".")[0] for name in identity} & {"mesh", "decode"}
 
