@@ -56,11 +56,14 @@ class Model:
     return Objective(self.config, network, vocabulary.mask, vocabulary.eos)
 
   @functools.cached_property
-  def digest(self) -> str:
-    """SHA-256 of each parameter's sum and sum of squares: tells weights apart."""
-    sums = jax.tree.map(lambda x: (x.sum(), jnp.square(x).sum()), self.params)
-    values = [float(x) for x in jax.tree.leaves(jax.device_get(sums))]
-    return hashlib.sha256(repr(values).encode()).hexdigest()
+  def weights_digest(self) -> str:
+    """SHA-256 of every parameter's name, shape, dtype and bytes."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(self.params):
+      name = jax.tree_util.keystr(path, simple=True, separator="/")
+      digest.update(f"{name} {leaf.shape} {leaf.dtype}\n".encode())
+      digest.update(np.ascontiguousarray(leaf))  # one leaf at a time is on the host
+    return digest.hexdigest()
 
   def evaluator(self, by_token: bool = False) -> Evaluator:
     """Evaluates on the held-out text of the configuration, over all devices.
@@ -145,12 +148,18 @@ class Model:
   ) -> np.ndarray:
     """A lower bound of log p(tokens) from `orders` drawn orders together: float32 [B].
 
-    The log of the mean probability; it tightens with more orders. For methods that go
-    one position at a time in a drawn order. `seed` and `rows` are those of `nelbo`.
+    The log of the mean probability; it tightens with more orders. For methods whose
+    order is drawn and whose sets are fully masked. `seed` and `rows` are those of
+    `nelbo`.
     """
-    if not self.objective.has_drawn_orders:
-      name = self.config.method.name
-      raise ValueError(f"log_prob_bound: method {name} draws no orders; use nelbo")
+    method = self.config.method
+    if self.objective.one_stream:
+      raise ValueError("log_prob_bound: method ar has one order only; use log_prob")
+    if not method.mixes:
+      raise ValueError(
+        f"log_prob_bound: method {method.name} draws noise levels, whose nats are no "
+        "log-probabilities to mix; use nelbo"
+      )
     return -np.asarray(mixture_nats(self._drawn_nats(tokens, orders, seed, rows)))
 
   def _drawn_nats(

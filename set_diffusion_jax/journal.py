@@ -1,5 +1,6 @@
 """What a run says about itself while it trains: metrics, lines, and who is slow."""
 
+import math
 import time
 
 import jax
@@ -37,6 +38,7 @@ class Journal:
     self._peak = None if peak is None else peak * jax.device_count()
     self._flops = None if peak is None else program.flops().model
     self._last, self._input = step, 0.0
+    self._optimizer = config.optimizer
     self._restart()
 
   def _restart(self) -> None:
@@ -135,4 +137,10 @@ class Journal:
       f"step {step}  held out: {quality.bits_per_byte:.3f} bits/byte  "
       f"perplexity {quality.perplexity:.3f}"
     )
+    initial = state.initial_share(self._optimizer, step)
+    if initial > math.exp(-1):  # it is younger than 1 / (1 - decay) steps
+      self._progress.say(
+        f"step {step}  that is of the EMA, {initial:.0%} of which are the weights that "
+        "training started from: optimizer.ema_warmup forgets them sooner"
+      )
     self._restart()

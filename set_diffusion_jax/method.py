@@ -167,6 +167,11 @@ class MethodFacts:
     noise = self.noise if self.record.noise == "either" else self.record.noise
     return noise == "level" or self.predict == "active"
 
+  @property
+  def mixes(self) -> bool:
+    """Whether a drawn order has exact nats, so that several make a tighter bound."""
+    return self.record.drawn and (self.one_at_a_time or not self.has_levels)
+
   def levels(self, length: int) -> int:
     """Noise levels of a text of a length, one for each set by its rank.
 

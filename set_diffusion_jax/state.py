@@ -3,6 +3,7 @@
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from set_diffusion_jax.config import Config, OptimizerConfig, TrainConfig
@@ -43,6 +44,22 @@ def learning_rate(optimizer: OptimizerConfig, train: TrainConfig) -> optax.Sched
   return optax.join_schedules(
     [optax.linear_schedule(0.0, peak, max(1, warmup)), after], [warmup]
   )
+
+
+def ema_rate(optimizer: OptimizerConfig, step):
+  """The share that step n = 1, 2, .. gives the new parameters in the EMA.
+
+  It is 1 - d with d = ema_decay, and with ema_warmup d = min(ema_decay, (1 + n) /
+  (10 + n)), so at least 9 / (10 + n). `step` may be an array of numbers.
+  """
+  rate = 1 - optimizer.ema_decay
+  return jnp.maximum(rate, 9 / (10 + step)) if optimizer.ema_warmup else rate
+
+
+def initial_share(optimizer: OptimizerConfig, steps: int) -> float:
+  """The share of the EMA after so many steps that is the weights it started from."""
+  rates = ema_rate(optimizer, np.arange(1, steps + 1))
+  return float(np.prod(np.broadcast_to(1 - rates, steps)))
 
 
 def make_optimizer(config: Config) -> optax.GradientTransformation:

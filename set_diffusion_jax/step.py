@@ -130,7 +130,8 @@ def train_step(
     gradients, current.optimizer, current.params
   )
   params = optax.apply_updates(current.params, updates)
-  ema = optax.incremental_update(params, current.ema, 1 - config.optimizer.ema_decay)
+  rate = state.ema_rate(config.optimizer, current.step + 1)
+  ema = optax.incremental_update(params, current.ema, rate)
   metrics = {
     "loss": sums.loss.numerator / denominator,
     "gradient_norm": optax.tree.norm(gradients),
@@ -218,6 +219,11 @@ class Program:
   def parameters(self) -> int:
     """How many there are."""
     return work.parameters(self.abstract_state().params)
+
+  def gradients(self) -> int:
+    """Bytes of them that a device adds to those of others, each micro-batch."""
+    tensor = self.mesh.shape["tensor"]
+    return work.gradients(self.config.model, self.abstract_state().params, tensor)
 
   def flops(self) -> Flops:
     """Operations of a step over the global batch."""

@@ -61,6 +61,13 @@ def test_configurations_by_name(tmp_path, monkeypatch):
     ({"data": {"source": "text"}}, "data.train_path = null"),
     ({"method": {"max_set_size": 0.5}}, "method.max_set_size = 0.5"),
     ({"decode": {"window": 0}}, "decode.window = 0"),
+    (
+      {
+        "method": {"name": "block"},
+        "corruption": {"clip_width": 0.5, "schedule": "cosine"},
+      },
+      'corruption.schedule = "cosine": must be linear where a clip_width is searched',
+    ),
     ({"mesh": {"data": 0}}, "mesh.data = 0"),
     ({"compat": "yes"}, 'compat = "yes": must be one of none, setdlms'),
   ],
@@ -84,7 +91,7 @@ def test_identity_names_real_fields():
   assert known >= CHANGEABLE
   identity = Config().identity()
   assert "model.width" in identity
-  assert "train.steps" not in identity
+  assert "train.steps" not in identity and "train.accumulate" not in identity
   assert "train.steps" in tiny.config(optimizer__schedule="cosine").identity()
   assert not {name.split(".")[0] for name in identity} & {"mesh", "decode"}
 

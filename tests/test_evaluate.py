@@ -6,6 +6,7 @@ import itertools
 import math
 import pathlib
 import tempfile
+import types
 
 import jax
 import jax.numpy as jnp
@@ -116,6 +117,59 @@ def test_figures_are_those_of_single_rows(method):
   mixed = -m.log_prob_bound(tokens, orders=3) if method == "set" else found.nats[:-1]
   np.testing.assert_allclose(found.mixed[:-1], mixed, rtol=1e-5)
   assert found.exact == (method == "ar")
+
+
+def test_several_drawn_orders_of_sets_make_one_distribution():
+  """Probabilities of all texts of three tokens, each text under the same draws."""
+  c = tiny.config(
+    method__name="general",
+    method__grid=2,
+    method__max_set_size=3.0,
+    data__length=3,
+    data__bos=False,
+  )
+  vocabulary = tiny.vocabulary(5)
+  network = build_network(c.model, vocabulary.size)
+  params = tiny.params(Objective(c, network, vocabulary.mask, vocabulary.eos))
+  m = Model(c, params, types.SimpleNamespace(vocabulary=vocabulary), 0)
+  texts = np.array(list(itertools.product(range(4), repeat=3)))  # without [MASK]
+  bounds = [float(m.log_prob_bound(text[None], orders=3)[0]) for text in texts]
+  assert np.exp(bounds).sum() == pytest.approx(1, abs=1e-5)
+  # An order's nats are exact: one order's bound is its NELBO.
+  one = m.log_prob_bound(texts[:1], orders=1)
+  assert one == pytest.approx(-m.nelbo(texts[:1], draws=1), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+  ("changes", "why"),
+  [
+    ({"method__name": "ar"}, "method ar has one order only"),
+    ({"method__name": "block"}, "method block draws noise levels"),
+    ({"method__name": "masked"}, "method masked draws noise levels"),
+    ({"method__name": "general", "method__noise": "level"}, "general draws noise"),
+  ],
+)
+def test_orders_that_do_not_mix_are_refused(changes, why):
+  c = tiny.config(**changes)
+  tokenizer = types.SimpleNamespace(vocabulary=tiny.vocabulary(12))
+  with pytest.raises(ValueError, match=f"log_prob_bound: .*{why}"):
+    Model(c, None, tokenizer, 0).log_prob_bound([[0]])
+
+
+def test_weights_with_the_same_sums_are_told_apart():
+  """All that is moved is where numbers stand, in an array or among arrays."""
+  params = {"a": np.array([[1.0, 2.0], [3.0, 4.0]], np.float32)}
+  params["b"] = params["a"] + 4
+  others = [
+    {**params, "a": params["a"][::-1]},
+    {**params, "a": params["a"].T},
+    {**params, "a": params["a"].reshape(1, 4)},
+    {"a": params["b"], "b": params["a"]},
+    {"a": params["a"], "c": params["b"]},
+  ]
+  digest = lambda params: Model(None, params, None, 0).weights_digest
+  assert len({digest(x) for x in (params, *others)}) == 1 + len(others)
+  assert digest(params) == digest(jax.tree.map(jnp.asarray, params))
 
 
 def test_a_given_order_gives_the_exact_log_p(tmp_path):

@@ -13,6 +13,7 @@ from set_diffusion_jax.api import Model
 from set_diffusion_jax.config import DecodeConfig
 from set_diffusion_jax.decode import Stops
 from set_diffusion_jax.decode.choose import allowed_logits, choose, truncated
+from set_diffusion_jax.decode.request import check
 from set_diffusion_jax.errors import UserError
 from tests import tiny
 
@@ -47,6 +48,26 @@ def test_a_batch_equals_its_rows(model):
   assert [r["tokens"] for r in rest.finish()] == [r["tokens"] for r in together[1:]]
   other = model.generate(prompts, seed=4, options=FREE)
   assert other[0]["tokens"] != together[0]["tokens"]
+
+
+UNREAD = [
+  ({"threshold": 0.5, "commit": "posterior"}, "decode.threshold = 0.5: must be null"),
+  ({"window": 4}, "decode.window = 4: must be null for method"),
+  ({"forbidden": (3, V.size)}, rf"decode.forbidden: has {V.size}; .* \[0, {V.size}\)"),
+  ({"forbidden": (-1,)}, "decode.forbidden: has -1"),
+]
+
+
+@pytest.mark.parametrize(("options", "words"), UNREAD)
+def test_options_that_would_not_be_read_are_refused(model, options, words):
+  name = model.config.method.name
+  if "window" in options and name in ("set", "masked"):
+    check(model.objective, DecodeConfig(**options), model.continued(["a"]))
+    return
+  if "threshold" in options and name == "ar":
+    words = "method ar has no noise schedule"
+  with pytest.raises(UserError, match=words):
+    model.generate(["a"], options=DecodeConfig(**options))
 
 
 def test_watching_changes_nothing(model):

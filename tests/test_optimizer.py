@@ -7,7 +7,11 @@ import optax
 import pytest
 
 from set_diffusion_jax.config import files
+from set_diffusion_jax.evaluate import Likelihood
+from set_diffusion_jax.journal import Journal
 from set_diffusion_jax.state import make_optimizer
+from set_diffusion_jax.step import Program, make_mesh
+from tests import tiny
 
 STEPS = 1000
 
@@ -98,3 +102,61 @@ def test_steps_are_those_of_the_published_optimiser(rule):
       params = params - rate / (1 - o.beta1 ** (i + 1)) * mean / scale
     # Learning rates are float32 all the same, as steps are int32.
     np.testing.assert_allclose(np.asarray(ours), params, rtol=1e-6)
+
+
+def program(**changes):
+  c = tiny.config(train__batch_size=2, mesh__data=1, mesh__slice=1, **changes)
+  mesh = make_mesh(c, jax.devices()[:1])
+  return Program.of(c, tiny.vocabulary(12), mesh)
+
+
+def test_a_warmed_up_average_follows_its_definition():
+  """min(d, (1 + n) / (10 + n)) at step n, which passes d = 0.25 at step 3."""
+  p = program(optimizer__ema_warmup=True, optimizer__ema_decay=0.25)
+  current, batch = p.init(), tiny.batch(rows=2)
+  expected = jax.device_get(current.ema)
+  for decay in (2 / 11, 3 / 12, 0.25, 0.25):
+    current, _ = p.step(current, batch)
+    params = jax.device_get(current.params)
+    expected = jax.tree.map(
+      lambda old, new, d=decay: d * old + (1 - d) * new, expected, params
+    )
+    close = lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-7)
+    jax.tree.map(close, jax.device_get(current.ema), expected)
+
+
+def said_after(steps, **changes):
+  """The lines of an evaluation after so many steps."""
+  lines = []
+
+  class Sink:
+    seconds = 0.0
+    write = staticmethod(lambda step, values: None)
+    say = staticmethod(lines.append)
+
+  one = np.ones(2)
+  quality = Likelihood(one, one, one, one, 1, True)
+  journal = Journal(program(**changes), Sink, Sink, Sink, 0)
+  journal.evaluation(steps, quality, None)
+  return lines
+
+
+@pytest.mark.parametrize(
+  ("decay", "warmup", "steps", "share"),
+  [
+    (0.9999, False, 5000, "61%"),
+    (0.9999, False, 9_990, "37%"),
+    (0.9999, False, 10_010, None),
+    (0.9999, True, 5000, None),
+    (0.9, False, 5, "59%"),
+  ],
+)
+def test_an_average_that_is_younger_than_its_horizon_is_said_to_be(
+  decay, warmup, steps, share
+):
+  changes = {"optimizer__ema_decay": decay, "optimizer__ema_warmup": warmup}
+  held_out, *more = said_after(steps, **changes)
+  assert "held out" in held_out
+  assert len(more) == (share is not None)
+  if share is not None:
+    assert f"of the EMA, {share} of which are the weights" in more[0]

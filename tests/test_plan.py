@@ -398,6 +398,18 @@ def test_a_gpu_plan_without_a_compiler_is_an_estimate(capsys, tmp_path, monkeypa
     "reduce-scatter over fsdp, 1x",
     "all-reduce over data, 1x",
   }
+  # Layers are matrices in all but a hundredth, and embeddings stay float32.
+  half = [*arguments, f"--json={path}", "--config.model.gradient_dtype=compute"]
+  assert cli.main(half) == 0
+  rounded = json.loads(path.read_text())
+  full, less = (x["work"] for x in (found, rounded))
+  saved = full["gradients, float32"]["value"] - less["gradients, bfloat16"]["value"]
+  assert 4 * weights == full["gradients, float32"]["value"]
+  layers_and_head = weights - 50258 * 768
+  assert saved == pytest.approx(2 * layers_and_head, rel=0.01)
+  for name in ("reduce-scatter over fsdp, 1x", "all-reduce over data, 1x"):
+    sent = [x["collectives"][name]["value"] for x in (found, rounded)]
+    assert sent[1] / sent[0] == pytest.approx(1 - saved / (4 * weights), rel=1e-6)
   peak = 64 * chips.GPUS["h100"].flops
   step = found["at best"]["step"]["value"]
   work = found["work"]["model FLOPs a step"]["value"]

@@ -80,6 +80,20 @@ def test_the_step_for_tpus_has_the_kernel(tmp_path):
   assert found
 
 
+@pytest.mark.parametrize(
+  ("chosen", "dtype"), [("float32", "float32"), ("compute", "bfloat16")]
+)
+def test_gradients_go_over_the_links_in_the_dtype_asked_for(chosen, dtype):
+  """What the compiler adds up across chips is what the plan says by hand."""
+  program = step(parse_topology("v5e:2x2"), model__gradient_dtype=chosen)
+  found, problems = collectives(compile_step(program).text)
+  assert not problems
+  sums = sum(x.bytes * x.times for x in found if x.kind == "all-reduce")
+  matrices = program.parameters() * np.dtype(dtype).itemsize
+  assert matrices <= program.gradients() < 1.1 * matrices
+  assert 0 <= sums - program.gradients() <= 16  # loss and number of tokens
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
   "changes",

@@ -203,7 +203,7 @@ def test_evaluation_by_two_processes_equals_one(tmp_path):
     job = Job(tmp_path, count, 2, words)
     assert job.wait() == [0] * count, job.text()
     found = json.loads(output.read_text())
-    assert found["protocol"].pop("weights_sha256")
+    assert found["protocol"].pop("weights_digest")
     figures.append(found)
     texts.append([x for x in job.text(0).splitlines() if "Gloo" not in x])
   assert "perplexity" not in job.text(1)

@@ -77,7 +77,7 @@ def _likelihood(
   by_token = tokens is not None
   evaluator = processes.together(lambda: model.evaluator(by_token))
   protocol = model.protocol(evaluator.held_out)
-  identity = {**protocol, "weights_sha256": model.digest}
+  identity = {**protocol, "weights_digest": model.weights_digest}
   processes.check_same(identity)
   found = None
   if not by_token:

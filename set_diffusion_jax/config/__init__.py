@@ -12,7 +12,6 @@ from set_diffusion_jax.config.experiment import (
   default_config,
 )
 from set_diffusion_jax.config.groups import (
-  BACKBONES,
   COMMITS,
   COMPATS,
   DETOKENIZERS,
@@ -22,10 +21,10 @@ from set_diffusion_jax.config.groups import (
   EvaluateConfig,
   MeshConfig,
   MethodConfig,
-  ModelConfig,
   OptimizerConfig,
   TrainConfig,
 )
+from set_diffusion_jax.config.model import BACKBONES, ModelConfig
 from set_diffusion_jax.config.noise import (
   DENOMINATORS,
   MASK_SCHEDULES,

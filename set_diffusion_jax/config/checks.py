@@ -4,7 +4,6 @@ import functools
 import json
 
 from set_diffusion_jax.config.groups import (
-  BACKBONES,
   CANDIDATES,
   COMMITS,
   COMPATS,
@@ -12,19 +11,23 @@ from set_diffusion_jax.config.groups import (
   CUTS,
   DECAYS,
   DETOKENIZERS,
-  DTYPES,
   ENDS,
   FRESH_ORDERS,
   LEARNING_RATES,
   NOISES,
   PREDICTIONS,
   PROMOTIONS,
-  REMATS,
   SOURCES,
   WEIGHTS,
   DataConfig,
   DecodeConfig,
   MethodConfig,
+)
+from set_diffusion_jax.config.model import (
+  BACKBONES,
+  DTYPES,
+  GRADIENT_DTYPES,
+  REMATS,
   ModelConfig,
 )
 from set_diffusion_jax.config.noise import (
@@ -83,6 +86,7 @@ def _check_fields(require: _Require) -> None:
   """Fields one by one."""
   require.one_of("model.backbone", BACKBONES)
   require.one_of("model.dtype", DTYPES)
+  require.one_of("model.gradient_dtype", GRADIENT_DTYPES)
   require.one_of("model.remat", REMATS)
   require.one_of("method.name", tuple(METHODS))
   require.one_of("method.noise", NOISES)
@@ -189,6 +193,9 @@ def _check_method(
   without = f"null for method {method.name}, which has no noise levels"
   levels = method.has_levels and method.predict == "all"
   require(width is None or levels, "corruption.clip_width", without)
+  linear = width is None or corruption.schedule == "linear"
+  searched = "linear where a clip_width is searched, which is done on linear levels"
+  require(linear, "corruption.schedule", searched)
   windowed = method.one_at_a_time and method.record.schedule == "sizes"
   only = method.predict == "all" or windowed
   require(only, "method.predict", f'"all" for method {method.name}')

@@ -16,10 +16,10 @@ from set_diffusion_jax.config.groups import (
   EvaluateConfig,
   MeshConfig,
   MethodConfig,
-  ModelConfig,
   OptimizerConfig,
   TrainConfig,
 )
+from set_diffusion_jax.config.model import ModelConfig
 from set_diffusion_jax.config.noise import CorruptionConfig, LossConfig
 from set_diffusion_jax.errors import UserError
 
@@ -28,9 +28,9 @@ from set_diffusion_jax.errors import UserError
 CHANGEABLE = frozenset({
   "mesh", "evaluate", "decode", "model.remat", "data.train_path",
   "data.validation_path", "data.directory", "data.tokenizer", "train.steps",
-  "train.gradient_variance", "train.log_every", "train.evaluate_every",
-  "train.checkpoint_every", "train.checkpoint_minutes", "train.keep_latest",
-  "train.keep_best",
+  "train.accumulate", "train.gradient_variance", "train.log_every",
+  "train.evaluate_every", "train.checkpoint_every", "train.checkpoint_minutes",
+  "train.keep_latest", "train.keep_best",
 })  # fmt: skip
 
 

@@ -1,13 +1,14 @@
-"""Every setting: its default and its meaning, in groups, and what it can be."""
+"""Every setting: its default and its meaning, in groups, and what it can be.
+
+Those of the transformer are in `model.py`, those of noise and loss in `noise.py`.
+"""
 
 import dataclasses
 
 from set_diffusion_jax.method import MethodFacts
 
-BACKBONES = ("dit", "qwen3")
 NOISES = ("full", "level")
 PREDICTIONS = ("all", "active")
-DTYPES = ("float32", "bfloat16")
 LEARNING_RATES = ("constant", "cosine")
 DECAYS = ("absolute", "relative")
 SOURCES = ("embedded", "text", "lines", "jsonl", "tfds", "prepared", "none")
@@ -23,42 +24,6 @@ FRESH_ORDERS = ("position", "drawn")
 PROMOTIONS = ("first", "passed")
 CONTEXTS = ("left", "both")
 WEIGHTS = ("ema", "raw")
-REMATS = ("none", "layer")
-
-
-@dataclasses.dataclass(frozen=True)
-class ModelConfig:
-  """The transformer. `ffn` is the width of the MLP's hidden layer.
-
-  dit: layer norm, GELU, an output layer with bias; `head_size` is width / heads.
-  qwen3: RMS norm, SwiGLU, grouped-query attention; the output layer may be `tied`.
-  """
-
-  backbone: str = "dit"
-  layers: int = 12
-  width: int = 768
-  heads: int = 12
-  kv_heads: int | None = None  # qwen3: heads of keys and values; None: as many
-  head_size: int | None = None  # qwen3; None: width / heads
-  ffn: int = 3072
-  dropout: float = 0.0
-  adaln: bool = False
-  condition_width: int = 128  # width of the adaLN conditioning vector
-  tied: bool = False  # qwen3: the output layer is the embedding
-  norm_epsilon: float = 1e-5
-  rotary_base: float = 10_000.0
-  dtype: str = "float32"  # of the computation; parameters are always float32
-  remat: str = "none"  # "layer": matrix products of layers are computed again, too
-
-  @property
-  def key_heads(self) -> int:
-    """Heads of keys and values."""
-    return self.kv_heads or self.heads
-
-  @property
-  def head_width(self) -> int:
-    """Dh."""
-    return self.head_size or self.width // self.heads
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,6 +104,9 @@ class OptimizerConfig:
   `decay` says what `weight_decay` is a share of, at a step whose learning rate is lr:
   absolute, parameters shrink by lr * weight_decay, as in PyTorch and optax; relative,
   by lr / learning_rate * weight_decay, as in Composer's decoupled AdamW.
+
+  After step n the EMA is d times itself plus 1 - d times the parameters, d = ema_decay.
+  Without `ema_warmup`, as in the published runs, d^n of it are initial weights.
   """
 
   learning_rate: float = 3e-4  # the highest one
@@ -152,6 +120,7 @@ class OptimizerConfig:
   decay: str = "absolute"
   clip_norm: float = 1.0
   ema_decay: float = 0.9999
+  ema_warmup: bool = False  # d is at most (1 + n) / (10 + n) at step n
 
 
 @dataclasses.dataclass(frozen=True)

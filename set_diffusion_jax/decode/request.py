@@ -66,6 +66,25 @@ def check(
         f"decode.drafts = {options.drafts}: needs texts of at most data.length = "
         f"{length} tokens, one has {longest}"
       )
+  _check_unread(objective, options)
+
+
+def _check_unread(objective: Objective, options: DecodeConfig) -> None:
+  """UserError for an option that decoding would not read."""
+  method, size = objective.config.method.name, objective.network.vocab_size
+  if options.threshold is not None and options.commit == "posterior":
+    raise UserError(
+      f"decode.threshold = {options.threshold}: must be null for commit=posterior, "
+      "which the noise schedule alone decides on"
+    )
+  if options.window is not None and method in ("ar", "block", "general"):
+    raise UserError(
+      f"decode.window = {options.window}: must be null for method {method}, whose "
+      "candidates are those of a set"
+    )
+  wrong = [i for i in options.forbidden if not 0 <= i < size]
+  if wrong:
+    raise UserError(f"decode.forbidden: has {wrong[0]}; ids must be in [0, {size})")
 
 
 def orders(

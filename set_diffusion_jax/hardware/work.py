@@ -6,10 +6,12 @@ import math
 import jax
 import jax.numpy as jnp
 
-from set_diffusion_jax.config import Config
+from set_diffusion_jax.config import Config, ModelConfig
 from set_diffusion_jax.hardware.flops import Flops, forward_flops, visible_pairs
 from set_diffusion_jax.model.attention import kernel_work
 from set_diffusion_jax.rng import TRAIN, stream_key, training_keys
+
+_FLOAT32 = {"adaln", "head_adaln", "condition"}  # are computed in it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +42,27 @@ def _shard_bytes(leaf: jax.ShapeDtypeStruct) -> int:
 def parameters(params) -> int:
   """How many parameters there are in a tree of arrays or of their shapes."""
   return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
+
+
+def gradients(model: ModelConfig, params, tensor: int) -> int:
+  """Bytes of the gradients that a device adds to those of others, each micro-batch.
+
+  Those of matrices and their biases are in `model.summed_in`; those of embeddings,
+  norms and adaLN are float32 always.
+
+  Args:
+    model: sizes.
+    params: tree of arrays or of their shapes.
+    tensor: devices along the tensor axis, which share out the parameters.
+  """
+
+  def size(path, leaf):
+    names = [str(key.key) for key in path]
+    product = names[-1] in ("kernel", "bias") and not _FLOAT32 & set(names)
+    dtype = model.summed_in if product else "float32"
+    return math.prod(leaf.shape) * jnp.dtype(dtype).itemsize
+
+  return sum(jax.tree.leaves(jax.tree_util.tree_map_with_path(size, params))) // tensor
 
 
 def weights_read(config: Config, count: int, tensor: int) -> int:

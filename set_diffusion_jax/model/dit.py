@@ -1,5 +1,7 @@
 """The DiT block: layer norms, fused qkv without bias, tanh-GELU MLP, optional adaLN."""
 
+import functools
+
 import flax.linen as nn
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
@@ -9,6 +11,7 @@ from set_diffusion_jax.config import ModelConfig
 from set_diffusion_jax.model.attention import Shared, attention
 from set_diffusion_jax.model.cached import cached_attention
 from set_diffusion_jax.model.layers import (
+  Dtypes,
   LayerNorm,
   Linear,
   by_row,
@@ -74,6 +77,7 @@ class DiTBlock(nn.Module):
     """Returns h, and the cached keys and values with those that were fed clean."""
     c = self.config
     size = c.head_width
+    linear = functools.partial(Linear, dtypes=Dtypes(gradient=c.summed_in))
     residual = 1 / (2 * c.layers)  # the variance of h does not grow with depth
     modulation = [None] * 6
     if shared.condition is not None:
@@ -84,7 +88,7 @@ class DiTBlock(nn.Module):
     h = by_row(h, self.rows)
     x = modulate(LayerNorm(c.norm_epsilon, name="norm_attention")(h), shift_1, scale_1)
     shape = (3, c.heads, size)
-    qkv = Linear((c.width,), shape, bias=False, name="qkv")(x)
+    qkv = linear((c.width,), shape, bias=False, name="qkv")(x)
     q, k, v = jnp.moveaxis(qkv, (2, 3), (0, 2))  # [3, B, H, T, Dh]
     q, k = rotate(q, shared.turns), rotate(k, shared.turns)
     q, k, v = map(saved, (q, k, v))
@@ -93,12 +97,12 @@ class DiTBlock(nn.Module):
     else:
       x, cached = cached_attention(q, k, v, shared.index, shared.cache, cached)
     x = jnp.moveaxis(x, 1, 2)  # [B, T, H, Dh]
-    x = Linear((c.heads, size), (c.width,), bias=False, scale=residual, name="out")(x)
+    x = linear((c.heads, size), (c.width,), bias=False, scale=residual, name="out")(x)
     h = saved(h + _gated(dropout(x, key_1, c.dropout), gate_1))
 
     x = modulate(LayerNorm(c.norm_epsilon, name="norm_mlp")(h), shift_2, scale_2)
-    x = nn.gelu(saved(Linear((c.width,), (c.ffn,), name="up")(x)), approximate=True)
-    x = Linear((c.ffn,), (c.width,), scale=residual, name="down")(x)
+    x = nn.gelu(saved(linear((c.width,), (c.ffn,), name="up")(x)), approximate=True)
+    x = linear((c.ffn,), (c.width,), scale=residual, name="down")(x)
     h += _gated(dropout(x, key_2, c.dropout), gate_2)
     return h, cached
 

@@ -1,6 +1,8 @@
 """The small parts: norm, linear maps, rotary positions, dropout. No hidden state."""
 
+import functools
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -32,6 +34,18 @@ def trailing(parameter: Array, like: Array) -> Array:
   return jnp.expand_dims(parameter, tuple(range(like.ndim - parameter.ndim)))
 
 
+class Dtypes(NamedTuple):
+  """What the products of a linear map are rounded to.
+
+  Attributes:
+    result: of the map itself; None: to the dtype of its input.
+    gradient: of its weights' gradients, in which devices add them up as well.
+  """
+
+  result: str | None = None
+  gradient: str = "float32"
+
+
 class Linear(nn.Module):
   """x [..., *inputs] -> [..., *outputs], a matrix product with optional bias."""
 
@@ -39,6 +53,7 @@ class Linear(nn.Module):
   outputs: Sequence[int]
   bias: bool = True
   scale: float = 1.0  # variance of an output over that of an input, at the start
+  dtypes: Dtypes = Dtypes()
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
@@ -48,40 +63,55 @@ class Linear(nn.Module):
     bias = None
     if self.bias:
       bias = self.param("bias", nn.initializers.zeros, tuple(self.outputs))
-      bias = bias.astype(x.dtype)
     leading = x.shape[: x.ndim - fan_in]
-    y = _linear(x.reshape(-1, *self.inputs), kernel.astype(x.dtype), bias)
+    y = affine(x.reshape(-1, *self.inputs), kernel, bias, self.dtypes)
     return y.reshape(*leading, *self.outputs)
 
 
-@jax.custom_vjp
-def _linear(x: Array, kernel: Array, bias: Array | None) -> Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def affine(x: Array, kernel: Array, bias: Array | None, dtypes: Dtypes) -> Array:
   """The map x W + b of x [N, *I], W [*I, *O] and b [*O]; its gradients are products.
 
-  They are laid out like what they are of. Left to itself, the CPU compiler takes the
-  gradient by W transposed and copies it, and sums that by b up to 60 times slower than
-  a product with ones does. Axes stay apart, since those of W can be sharded.
+  Every product is of arrays in the dtype of x, adds up in float32 on the way, and is
+  rounded once to what `dtypes` says. The parameters are float32.
+
+  Gradients are laid out like what they are of. Left to itself, the CPU compiler takes
+  the gradient by W transposed and copies it, and sums that by b up to 60 times slower
+  than a product with ones does. Axes stay apart, since those of W can be sharded.
   """
-  y = _dot(x, kernel, range(1, x.ndim), range(x.ndim - 1))
-  return y if bias is None else y + bias[None]
+  kernel, result = kernel.astype(x.dtype), dtypes.result or x.dtype
+  y = _dot(x, kernel, range(1, x.ndim), range(x.ndim - 1), result)
+  return y if bias is None else y + bias.astype(result)[None]
 
 
-def _linear_backward(kept, d_y):
+def _affine_backward(dtypes, kept, d_y):
   x, kernel, bias = kept
+  d_y, gradient = d_y.astype(x.dtype), dtypes.gradient
+  of_parameter = lambda x: _dot(x, d_y, (0,), (0,), gradient).astype(kernel.dtype)
   outputs = range(x.ndim - 1, kernel.ndim)
-  d_x = _dot(d_y, kernel, range(1, d_y.ndim), outputs)
-  d_kernel = _dot(x, d_y, (0,), (0,))
+  d_x = _dot(d_y, kernel.astype(x.dtype), range(1, d_y.ndim), outputs, x.dtype)
   if bias is None:
-    return d_x, d_kernel, None
-  return d_x, d_kernel, _dot(jnp.ones_like(d_y, shape=d_y.shape[:1]), d_y, (0,), (0,))
+    return d_x, of_parameter(x), None
+  ones = jnp.ones_like(d_y, shape=d_y.shape[:1])
+  return d_x, of_parameter(x), of_parameter(ones)
 
 
-def _dot(x: Array, y: Array, one: Sequence[int], other: Sequence[int]) -> Array:
-  contract = (tuple(one), tuple(other))
-  return jax.lax.dot_general(x, y, (contract, ((), ())), precision=precision(x.dtype))
+def _dot(x: Array, y: Array, one: Sequence[int], other: Sequence[int], dtype) -> Array:
+  """A product of arrays of one dtype, over these axes of theirs, in another dtype."""
+  product = functools.partial(
+    jax.lax.dot_general,
+    dimension_numbers=((tuple(one), tuple(other)), ((), ())),
+    precision=precision(x.dtype),
+    preferred_element_type=dtype,
+  )
+  if x.dtype == dtype:
+    return product(x, y)
+  # XLA for CPUs has no such product of several axes: there it is one of float32.
+  wide = lambda x, y: product(x.astype(dtype), y.astype(dtype))
+  return jax.lax.platform_dependent(x, y, cpu=wide, default=product)
 
 
-_linear.defvjp(lambda *x: (_linear(*x), x), _linear_backward)
+affine.defvjp(lambda *x: (affine(*x), x[:3]), _affine_backward)
 
 
 def saved(x: Array) -> Array:

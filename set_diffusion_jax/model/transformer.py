@@ -16,11 +16,12 @@ from set_diffusion_jax.model.cached import Cache, Layers
 from set_diffusion_jax.model.dit import Condition, DiTBlock, Modulation, modulate
 from set_diffusion_jax.model.layers import (
   SAVED,
+  Dtypes,
   LayerNorm,
   Linear,
   RMSNorm,
+  affine,
   by_row,
-  precision,
   rotary_turns,
 )
 from set_diffusion_jax.model.qwen3 import Qwen3Block
@@ -60,7 +61,8 @@ class Transformer(nn.Module):
     if not c.tied:
       # Zero: the first loss is log(V - 1), whatever the rest does.
       bias = c.backbone == "dit"
-      self.head = Linear((c.width,), (self.vocab_size,), bias, scale=0.0)
+      sizes = (c.width,), (self.vocab_size,)
+      self.head = Linear(*sizes, bias, scale=0.0, dtypes=self._logits)
     if c.adaln:
       self.condition = Condition(c.condition_width)
       self.head_adaln = Modulation(2, c.width)
@@ -113,16 +115,21 @@ class Transformer(nn.Module):
     return h, layers
 
   def unembed(self, h: Float[Array, "B P D"]) -> Float[Array, "B P V"]:
-    """Logits in the compute dtype; [MASK] is not suppressed here."""
+    """Logits, never rounded below float32; [MASK] is not suppressed here."""
     shift, scale = None, None
     if self.config.adaln:
       shift, scale = self.head_adaln(self.condition(), h.dtype)
     h = modulate(self.norm(by_row(h, self.rows)), shift, scale)
     if not self.config.tied:
       return by_row(self.head(h), self.rows)
-    table = self.embedding.astype(h.dtype)
-    logits = jnp.einsum("bpd,vd->bpv", h, table, precision=precision(h.dtype))
-    return by_row(logits, self.rows)
+    slots = h.reshape(-1, h.shape[-1])
+    logits = affine(slots, self.embedding.T, None, self._logits)
+    return by_row(logits.reshape(*h.shape[:2], -1), self.rows)
+
+  @property
+  def _logits(self) -> Dtypes:
+    """Logits are float32: rounded to bfloat16 they would be off by up to 2^-9."""
+    return Dtypes("float32", self.config.summed_in)
 
   def __call__(self, tokens: Int[Array, "B T"], index: TokenIndex):
     """Logits of every slot; touches every parameter, so it serves to initialise."""

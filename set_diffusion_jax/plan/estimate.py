@@ -55,23 +55,23 @@ def temporaries(program: Program, vocabulary: Vocabulary) -> int:
 
 
 def collectives(program: Program, config: Config) -> list[Collective]:
-  """What the layout of the state makes necessary, in the compute dtype, by hand.
+  """What the layout of the state makes necessary, by hand.
 
   Each micro-batch: weights are gathered over fsdp forward and backward, gradients are
-  scattered; each layer's activations are reduced over tensor twice forward and twice
-  backward. Each step: gradients are reduced over slice and data in float32.
+  scattered over fsdp and reduced over slice and data; each layer's activations are
+  reduced over tensor twice forward and twice backward.
   """
   shape, model = program.mesh.shape, config.model
   item = 2 if model.dtype == "bfloat16" else 4
-  weights = program.parameters() // shape["tensor"]
+  weights, gradients = program.parameters() // shape["tensor"], program.gradients()
   micro = config.train.accumulate
   rows = config.train.batch_size // (row_ways(program.mesh) * micro)
   activations = rows * config.method.streams * config.data.length * model.width * item
   wanted = [
     ("all-gather", ("fsdp",), weights * item, 2 * micro),
-    ("reduce-scatter", ("fsdp",), weights * item, micro),
+    ("reduce-scatter", ("fsdp",), gradients, micro),
     ("all-reduce", ("tensor",), activations, 4 * model.layers * micro),
-    ("all-reduce", ("slice", "data"), weights * 4 // shape["fsdp"], 1),
+    ("all-reduce", ("slice", "data"), gradients // shape["fsdp"], micro),
   ]
   found = [
     Collective(kind, size, _groups(program.mesh, axes), times, False)

@@ -185,12 +185,13 @@ def _speed(
   weights = weights_read(config, count, program.mesh.shape["tensor"])
   each = flops.executed / topology.devices
   limits = roofline(each, held, weights, temporaries, seconds, chip.device)
-  tokens = train.batch_size * config.data.length
+  tokens, dtype = train.batch_size * config.data.length, config.model.summed_in
   lines = [
     Line("work", "parameters", count, "", ANALYTIC),
     Line("work", "tokens a step", tokens, "", ANALYTIC),
     Line("work", "model FLOPs a step", flops.model, "FLOP", ANALYTIC),
     Line("work", "executed FLOPs a step", flops.executed, "FLOP", ANALYTIC),
+    Line("work", f"gradients, {dtype}", program.gradients(), "bytes", ANALYTIC),
   ]
   for one in links:
     name = f"{one.kind} over {one.axes}, {one.count:,}x"
