@@ -24,9 +24,9 @@ class CorruptionConfig:
   """What training masks of `masked`, `block` and of `general` with noise=level.
 
   With levels=uniform a set has a noise level t, uniform on [t_min, t_max], and each of
-  its tokens is masked with probability 1 - alpha(t). With `clip_width`, which is for the
-  linear schedule, each evaluation searches that range anew, for the interval at least so
-  wide on which the training loss varies least (BD3-LM's clipped schedules).
+  its tokens is masked with probability 1 - alpha(t). With `clip_width`, which is for
+  the linear schedule, each evaluation searches that range anew, for the interval at
+  least so wide on which the training loss varies least (BD3-LM's clipped schedules).
 
   With levels=counts the number of masked tokens is uniform on 1 .. n for a set of n.
   The NELBO is the same and its estimate varies much less; there is no schedule, no
