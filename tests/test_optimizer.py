@@ -135,7 +135,7 @@ def said_after(steps, **changes):
     say = staticmethod(lines.append)
 
   one = np.ones(2)
-  quality = Likelihood(one, one, one, one, 1, True)
+  quality = Likelihood(one, one, one, one, 0 * one, 1, True)
   journal = Journal(program(**changes), Sink, Sink, Sink, 0)
   journal.evaluation(steps, quality, None)
   return lines

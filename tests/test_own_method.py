@@ -7,11 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from set_diffusion_jax import data, order, picture
+from set_diffusion_jax import data, order
 from set_diffusion_jax.api import Model, load
 from set_diffusion_jax.config import Config, DecodeConfig
 from set_diffusion_jax.convert.published import published_config
 from set_diffusion_jax.errors import UserError
+from set_diffusion_jax.figures import masks
 from set_diffusion_jax.method import METHODS, Method
 from set_diffusion_jax.metrics import read_metrics
 from set_diffusion_jax.train import train
@@ -128,7 +129,7 @@ def test_it_generates_and_infills_from_both_ends(model):
 
 def test_what_is_said_of_it(model):
   config = model.config
-  assert picture.title(config) == "two_ended, both ends"
+  assert masks.title(config) == "two_ended, both ends"
   assert config.method.max_active(100) == 2
   with pytest.raises(UserError, match=r"two_ended.*has no published counterpart"):
     published_config(config, V, "float32")

@@ -71,15 +71,16 @@ def check(
 
 def _check_unread(objective: Objective, options: DecodeConfig) -> None:
   """UserError for an option that decoding would not read."""
-  method, size = objective.config.method.name, objective.network.vocab_size
+  method, size = objective.config.method, objective.network.vocab_size
   if options.threshold is not None and options.commit == "posterior":
     raise UserError(
       f"decode.threshold = {options.threshold}: must be null for commit=posterior, "
       "which the noise schedule alone decides on"
     )
-  if options.window is not None and method in ("ar", "block", "general"):
+  windowed = method.single_set or (method.one_at_a_time and not method.one_stream)
+  if options.window is not None and not windowed:
     raise UserError(
-      f"decode.window = {options.window}: must be null for method {method}, whose "
+      f"decode.window = {options.window}: must be null for method {method.name}, whose "
       "candidates are those of a set"
     )
   wrong = [i for i in options.forbidden if not 0 <= i < size]
