@@ -20,7 +20,7 @@ def draw_counts(
   draw: int | Array = 0,
   draws: int = 1,
 ) -> Noise:
-  """Masks so many targets of each set; see `counted_noise`.
+  """Masks a drawn number of targets in each set; see `counted_noise`.
 
   The share of a set, from which its count follows, lies in the stratum [draw / draws,
   (draw + 1) / draws) in this draw. So over all its draws the counts of a set are

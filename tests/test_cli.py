@@ -220,9 +220,8 @@ def test_evaluate_by_token_and_its_errors(home, tmp_path, capsys):
   fails(capsys, [*base, by[1]], "needs --by=token")
   fails(capsys, [*base, *by, "--zero-shot=ptb"], "--by=token", "--zero-shot")
   fails(capsys, [*base, by[0], f"--by-output={tmp_path}"], "must be a file")
-  clip = "--config.corruption.clip_width=0.5"
-  counts = "--config.evaluate.levels=counts"
-  fails(capsys, [*base, clip, counts], 'evaluate.levels = "counts"', "clip_width=0.5")
+  refused = ["--config.compat=setdlms", "--config.evaluate.levels=counts"]
+  fails(capsys, [*base, *refused], 'evaluate.levels = "counts"', "compat=setdlms")
 
 
 def test_zero_shot(home, tmp_path, capsys):
