@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 
+import jax
 import numpy as np
 import pytest
 
@@ -76,18 +77,25 @@ def test_damage_is_seen_and_the_step_before_is_used(saved, tmp_path, damage):
 
 
 def test_one_bit_of_every_parameter_counts(saved, tmp_path, monkeypatch):
-  """Wherever a value changes, whatever the files say about themselves."""
+  """In each array of the state, wherever, whatever the files say about themselves."""
   origin, run = saved
   checkpoints = Checkpoints(origin / "checkpoints")
   whole = checkpoints.restore(6, run.abstract_state(), run.batches())
-  for group, name in (("ema", "embedding"), ("params", "head")):
-    tree = dict(getattr(whole, group))
-    leaf = tree[name] if name == "embedding" else tree[name]["kernel"]
-    place = (leaf.shape[0] - 1, leaf.shape[1] // 2)
-    other = leaf.at[place].set(np.nextafter(leaf[place], np.float32(9)))
-    tree[name] = other if name == "embedding" else {**tree[name], "kernel": other}
-    changed = whole.replace(**{group: tree})
-    with pytest.raises(DamagedError, match=f"{group}/{name}"):
+  found, tree = jax.tree_util.tree_flatten_with_path(whole)
+  names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in found]
+  leaves = [leaf for _, leaf in found]
+  assert {name.split("/")[0] for name in names} >= {"params", "ema", "optimizer"}
+  rng = np.random.default_rng(0)
+  checkpoints._check(6, whole, "")
+  for i, (name, leaf) in enumerate(zip(names, leaves, strict=True)):
+    is_key = jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    value = np.array(jax.random.key_data(leaf) if is_key else leaf)
+    bits = value.reshape(-1).view(np.uint32)  # of the same memory
+    bits[rng.integers(bits.size)] ^= np.uint32(1) << np.uint32(rng.integers(32))
+    other = jax.random.wrap_key_data(value) if is_key else value
+    other = jax.device_put(other, leaf.sharding)
+    changed = jax.tree.unflatten(tree, [*leaves[:i], other, *leaves[i + 1 :]])
+    with pytest.raises(DamagedError, match=f"{name} is not what was saved"):
       checkpoints._check(6, changed, "")
 
 

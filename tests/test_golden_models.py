@@ -262,9 +262,15 @@ def test_configurations_have_no_hidden_default():
 
 @pytest.mark.parametrize("name", [*SET_CASES, *LEVEL_CASES, *AR_CASES])
 def test_published_settings_are_understood(name):
-  """What the published config.json says, against the recorded hyper-parameters."""
+  """What the published config.json says, against the recorded hyper-parameters.
+
+  It does not say two numbers of Qwen3, which are those of the released models then.
+  """
   found, expected = golden(name).stored, golden(name).config()
-  assert found.config.model == expected.model
+  model = expected.model
+  if any("rope_theta, rms_norm_eps: not said" in note for note in found.meta["notes"]):
+    model = dataclasses.replace(model, rotary_base=1e6, norm_epsilon=1e-6)
+  assert found.config.model == model
   assert found.config.data.length == expected.data.length
   settings, vocabulary = golden(name).settings, found.tokenizer.vocabulary
   for kind in ("mask", "pad", "bos", "eos"):
