@@ -15,7 +15,7 @@ def get_config(arguments: str = ""):
   config = default_config()
   config.method.name = given.method
   config.method.max_set_size = 8.0
-  config.model.update({"layers": 3, "width": 128, "heads": 2, "ffn": 512})
+  config.model.update({"layers": 2, "width": 128, "heads": 2, "ffn": 512})
   config.data.length = 128
   config.optimizer.update(
     {
