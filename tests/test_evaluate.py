@@ -156,22 +156,6 @@ def test_orders_that_do_not_mix_are_refused(changes, why):
     Model(c, None, tokenizer, 0).log_prob_bound([[0]])
 
 
-def test_weights_with_the_same_sums_are_told_apart():
-  """All that is moved is where numbers stand, in an array or among arrays."""
-  params = {"a": np.array([[1.0, 2.0], [3.0, 4.0]], np.float32)}
-  params["b"] = params["a"] + 4
-  others = [
-    {**params, "a": params["a"][::-1]},
-    {**params, "a": params["a"].T},
-    {**params, "a": params["a"].reshape(1, 4)},
-    {"a": params["b"], "b": params["a"]},
-    {"a": params["a"], "c": params["b"]},
-  ]
-  digest = lambda params: Model(None, params, None, 0).weights_digest
-  assert len({digest(x) for x in (params, *others)}) == 1 + len(others)
-  assert digest(params) == digest(jax.tree.map(jnp.asarray, params))
-
-
 def test_a_given_order_gives_the_exact_log_p(tmp_path):
   order = np.concatenate([[0], 1 + np.random.default_rng(0).permutation(LENGTH - 1)])
   np.save(tmp_path / "order.npy", order)

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from set_diffusion_jax.api import Model
 from set_diffusion_jax.errors import UserError
 from set_diffusion_jax.weights import graft
 from tests import tiny
@@ -50,3 +51,19 @@ def test_other_shapes_are_refused():
     graft(params(), params(model__ffn=64), "there")
   with pytest.raises(UserError, match="no parameter"):
     graft(params(), {"other": jnp.zeros(3)}, "there")
+
+
+def test_weights_with_the_same_sums_are_told_apart():
+  """All that is moved is where numbers stand, in an array or among arrays."""
+  weights = {"a": np.array([[1.0, 2.0], [3.0, 4.0]], np.float32)}
+  weights["b"] = weights["a"] + 4
+  others = [
+    {**weights, "a": weights["a"][::-1]},
+    {**weights, "a": weights["a"].T},
+    {**weights, "a": weights["a"].reshape(1, 4)},
+    {"a": weights["b"], "b": weights["a"]},
+    {"a": weights["a"], "c": weights["b"]},
+  ]
+  digest = lambda params: Model(None, params, None, 0).weights_digest
+  assert len({digest(x) for x in (weights, *others)}) == 1 + len(others)
+  assert digest(weights) == digest(jax.tree.map(jnp.asarray, weights))
