@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks import measure
-from set_diffusion_jax.index import attends, two_streams
+from set_diffusion_jax.diffusion.index import attends, two_streams
+from set_diffusion_jax.diffusion.order import Order
 from set_diffusion_jax.model.attention import attention, choose_kernel
-from set_diffusion_jax.order import Order
 
 HEADS, SIZE, REPEATS = 4, 64, 3
 LENGTHS = (1024, 2048, 4096, 8192)

@@ -12,7 +12,7 @@ from benchmarks.shapes import Shape, every_shape
 from benchmarks.torch_peer import Peer
 from set_diffusion_jax.data import Blocks, Frame, Tokens
 from set_diffusion_jax.evaluate import Evaluator
-from set_diffusion_jax.step import Program, make_mesh
+from set_diffusion_jax.training.step import Program, make_mesh
 
 REPEATS, BATCHES = 5, 4
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from benchmarks import measure
 from benchmarks.shapes import Shape, every_shape
 from benchmarks.torch_peer import noisy_nats
-from set_diffusion_jax.loss import PIECE_ELEMENTS, priced_nats
+from set_diffusion_jax.likelihood.loss import PIECE_ELEMENTS, priced_nats
 
 REPEATS = 5
 

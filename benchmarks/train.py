@@ -15,8 +15,8 @@ import jax.numpy as jnp
 
 from benchmarks import measure
 from benchmarks.shapes import LONG, SHAPES, Shape
-from set_diffusion_jax.corrupt import Batch
-from set_diffusion_jax.step import Program, make_mesh
+from set_diffusion_jax.diffusion.corruption import Batch
+from set_diffusion_jax.training.step import Program, make_mesh
 
 STEPS, TURNS = 3, 2
 DEEP = 28  # layers, for the time of compilation alone

@@ -17,8 +17,8 @@ import jax
 from set_diffusion_jax import cli, data, load
 from set_diffusion_jax.evaluate import unigram_bits_per_byte
 from set_diffusion_jax.figures import first_run
-from set_diffusion_jax.metrics import read_metrics
-from set_diffusion_jax.train import train
+from set_diffusion_jax.training.metrics import read_metrics
+from set_diffusion_jax.training.train import train
 
 METHODS = {"ar": "autoregressive", "set": "set diffusion, S<=8"}
 TEXT = "Return the [MASK:32] of the string."

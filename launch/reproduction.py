@@ -21,10 +21,10 @@ import numpy as np
 from set_diffusion_jax import cli, data, load, workdir
 from set_diffusion_jax.config import Config
 from set_diffusion_jax.configs.reproduction import MODELS
+from set_diffusion_jax.diffusion.draws import row_keys
 from set_diffusion_jax.evaluate import Likelihood
-from set_diffusion_jax.rng import row_keys
-from set_diffusion_jax.step import gradient_variance, micro_gradients
-from set_diffusion_jax.train import Run, train
+from set_diffusion_jax.training.step import gradient_variance, micro_gradients
+from set_diffusion_jax.training.train import Run, train
 
 HELD_OUT = 0.05  # the last part of each text
 VOCABULARY = 4096

@@ -13,16 +13,21 @@ from jax.sharding import Mesh
 
 from set_diffusion_jax import data, sharding
 from set_diffusion_jax.config import Config, DecodeConfig, MeshConfig
-from set_diffusion_jax.corrupt import Batch, full_noise
 from set_diffusion_jax.data.detokenize import detokenizer_digest
 from set_diffusion_jax.decode import Generation, Progress, Stops, template
+from set_diffusion_jax.diffusion.corruption import Batch, full_noise
+from set_diffusion_jax.diffusion.draws import (
+  EVALUATE,
+  SHARED_DRAW,
+  row_keys,
+  stream_key,
+)
+from set_diffusion_jax.diffusion.order import singletons
 from set_diffusion_jax.errors import UserError
 from set_diffusion_jax.evaluate import Evaluator, mixture_nats
-from set_diffusion_jax.loss import weighted
+from set_diffusion_jax.likelihood.loss import weighted
+from set_diffusion_jax.likelihood.objective import Objective
 from set_diffusion_jax.model import build_network
-from set_diffusion_jax.objective import Objective
-from set_diffusion_jax.order import singletons
-from set_diffusion_jax.rng import EVALUATE, SHARED_DRAW, row_keys, stream_key
 from set_diffusion_jax.weights import read_weights
 
 

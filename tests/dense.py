@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from set_diffusion_jax.index import attends, clean_stream, two_streams
-from set_diffusion_jax.order import Order
+from set_diffusion_jax.diffusion.index import attends, clean_stream, two_streams
+from set_diffusion_jax.diffusion.order import Order
 
 LENGTH = 24
 KINDS = ("singletons", "blocks", "one", "general", "causal")

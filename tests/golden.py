@@ -14,7 +14,7 @@ import numpy as np
 import safetensors.numpy
 
 from set_diffusion_jax.config import Config
-from set_diffusion_jax.corrupt import Batch
+from set_diffusion_jax.diffusion.corruption import Batch
 from set_diffusion_jax.weights import Stored, read_weights
 
 ROOT = pathlib.Path(

@@ -5,11 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from set_diffusion_jax.index import two_streams
+from set_diffusion_jax.diffusion.index import two_streams
+from set_diffusion_jax.diffusion.order import Order
 from set_diffusion_jax.model import blocked
 from set_diffusion_jax.model.attention import attention, choose_kernel
 from set_diffusion_jax.model.cached import Cache, cached_attention
-from set_diffusion_jax.order import Order
 from tests.dense import KINDS, LENGTH, assert_dense, dense, random_index
 
 HEADS, SIZE = 2, 8

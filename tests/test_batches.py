@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from set_diffusion_jax.config import DecodeConfig
-from set_diffusion_jax.rng import TRAIN, stream_key, training_keys
+from set_diffusion_jax.diffusion.draws import TRAIN, stream_key, training_keys
 from tests import tiny
 from tests.decoding import VOCAB, mixed, model, tokens
 

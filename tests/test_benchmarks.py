@@ -11,8 +11,8 @@ import pytest
 from benchmarks import __main__ as benchmarks
 from benchmarks import measure, shapes
 from benchmarks.shapes import Shape
-from set_diffusion_jax.order import given_order, groups
-from set_diffusion_jax.step import Program, make_mesh
+from set_diffusion_jax.diffusion.order import given_order, groups
+from set_diffusion_jax.training.step import Program, make_mesh
 from tests import tiny
 
 SHAPE = Shape(layers=2, width=64, length=16, vocab_size=40, batch=3)

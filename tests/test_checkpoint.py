@@ -11,9 +11,9 @@ import pytest
 
 from set_diffusion_jax.checkpoint import Checkpoints, DamagedError
 from set_diffusion_jax.errors import Preempted, UserError
-from set_diffusion_jax.journal import Journal
-from set_diffusion_jax.metrics import read_metrics
-from set_diffusion_jax.train import Run, train
+from set_diffusion_jax.training.metrics import read_metrics
+from set_diffusion_jax.training.reporting import Journal
+from set_diffusion_jax.training.train import Run, train
 from set_diffusion_jax.weights import read_weights
 from tests.test_train import assert_identical, config, final
 

@@ -10,7 +10,7 @@ from set_diffusion_jax import cluster, processes, sharding
 from set_diffusion_jax.config import MeshConfig
 from set_diffusion_jax.errors import UserError
 from set_diffusion_jax.hardware.chips import peak_flops
-from set_diffusion_jax.throughput import Trace
+from set_diffusion_jax.training.throughput import Trace
 from tests import jobs
 
 SLURM = {

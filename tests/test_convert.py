@@ -19,9 +19,9 @@ from set_diffusion_jax.convert.published import published_config
 from set_diffusion_jax.convert.settings import read_settings
 from set_diffusion_jax.convert.source import open_source
 from set_diffusion_jax.data import Vocabulary
+from set_diffusion_jax.diffusion.order import position_offset
 from set_diffusion_jax.errors import UserError
 from set_diffusion_jax.model import build_network
-from set_diffusion_jax.order import position_offset
 from tests import tiny
 from tests.convert_files import cast, safetensors_bytes
 from tests.golden import ROOT, Golden

@@ -11,10 +11,10 @@ from set_diffusion_jax.convert import convert, layout
 from set_diffusion_jax.convert.pickled import Archive
 from set_diffusion_jax.convert.source import open_source
 from set_diffusion_jax.convert.verify import verify_logits
+from set_diffusion_jax.diffusion.index import clean_stream
+from set_diffusion_jax.diffusion.order import left_to_right
 from set_diffusion_jax.errors import UserError
-from set_diffusion_jax.index import clean_stream
 from set_diffusion_jax.model import build_network
-from set_diffusion_jax.order import left_to_right
 from tests.golden import Golden
 from tests.test_convert import (
   MODELS,

@@ -12,7 +12,7 @@ import tokenizers
 from set_diffusion_jax import cli, data, load
 from set_diffusion_jax.config import Config, DataConfig
 from set_diffusion_jax.configs import corpora
-from set_diffusion_jax.train import train
+from set_diffusion_jax.training.train import train
 from tests import tiny
 
 ROOT = pathlib.Path(__file__).parents[1]

@@ -13,13 +13,14 @@ import pytest
 from set_diffusion_jax import sharding
 from set_diffusion_jax.api import Model
 from set_diffusion_jax.config import MeshConfig
-from set_diffusion_jax.corrupt import Batch, Noise, counted_noise, full_noise
 from set_diffusion_jax.data import Blocks, Frame, Tokens
-from set_diffusion_jax.evaluate import Evaluator, Likelihood
-from set_diffusion_jax.loss import weighted
-from set_diffusion_jax.noise import draw_counts
-from set_diffusion_jax.order import Order, position_offset
-from set_diffusion_jax.rng import (
+from set_diffusion_jax.diffusion.corruption import (
+  Batch,
+  Noise,
+  counted_noise,
+  full_noise,
+)
+from set_diffusion_jax.diffusion.draws import (
   EVALUATE,
   TRAIN,
   level_keys,
@@ -28,6 +29,10 @@ from set_diffusion_jax.rng import (
   stream_key,
   training_keys,
 )
+from set_diffusion_jax.diffusion.noise import draw_counts
+from set_diffusion_jax.diffusion.order import Order, position_offset
+from set_diffusion_jax.evaluate import Evaluator, Likelihood
+from set_diffusion_jax.likelihood.loss import weighted
 from tests import tiny
 
 VOCAB, LENGTH = 12, 6

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 
 from set_diffusion_jax.config import DecodeConfig
-from set_diffusion_jax.corrupt import Batch
 from set_diffusion_jax.decode import Decoder, Task, decode, step
 from set_diffusion_jax.decode.look import look
 from set_diffusion_jax.decode.rules import between
 from set_diffusion_jax.decode.slots import first_slots, line, places
-from set_diffusion_jax.index import TokenIndex
-from set_diffusion_jax.rng import DECODE, row_keys, split_rows, stream_key
+from set_diffusion_jax.diffusion.corruption import Batch
+from set_diffusion_jax.diffusion.draws import DECODE, row_keys, split_rows, stream_key
+from set_diffusion_jax.diffusion.index import TokenIndex
 from tests import tiny
 
 LENGTH, VOCAB = 10, 12

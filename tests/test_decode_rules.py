@@ -13,7 +13,12 @@ import pytest
 from set_diffusion_jax.config import DecodeConfig
 from set_diffusion_jax.decode import Decoder, decode
 from set_diffusion_jax.decode.speculate import accept, draw, replacement
-from set_diffusion_jax.order import grid_sets, groups, position_offset, step_sets
+from set_diffusion_jax.diffusion.order import (
+  grid_sets,
+  groups,
+  position_offset,
+  step_sets,
+)
 from tests import tiny
 from tests.test_decode import begin, expected_logits, prepare
 

@@ -5,11 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from set_diffusion_jax import step
 from set_diffusion_jax.cli.batch import show_batch
 from set_diffusion_jax.config import Config
-from set_diffusion_jax.objective import Objective
-from set_diffusion_jax.rng import (
+from set_diffusion_jax.diffusion.draws import (
   DECODE,
   EVALUATE,
   SHARED_DRAW,
@@ -22,7 +20,9 @@ from set_diffusion_jax.rng import (
   stream_key,
   training_keys,
 )
-from set_diffusion_jax.train import Run
+from set_diffusion_jax.likelihood.objective import Objective
+from set_diffusion_jax.training import step
+from set_diffusion_jax.training.train import Run
 from tests.test_train import settings
 
 ROWS = jnp.arange(4)

@@ -15,13 +15,13 @@ import pytest
 
 from set_diffusion_jax import data
 from set_diffusion_jax.api import Model
+from set_diffusion_jax.diffusion.draws import EVALUATE, row_keys, stream_key
+from set_diffusion_jax.diffusion.order import singletons
 from set_diffusion_jax.errors import UserError
 from set_diffusion_jax.evaluate import Likelihood, PartialResults, mixture_nats
 from set_diffusion_jax.evaluate.clip import SetLosses, search_clip, set_losses
+from set_diffusion_jax.likelihood.objective import Objective
 from set_diffusion_jax.model import build_network
-from set_diffusion_jax.objective import Objective
-from set_diffusion_jax.order import singletons
-from set_diffusion_jax.rng import EVALUATE, row_keys, stream_key
 from tests import tiny
 
 

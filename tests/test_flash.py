@@ -9,10 +9,10 @@ import pytest
 
 from set_diffusion_jax import sharding
 from set_diffusion_jax.config import MeshConfig
-from set_diffusion_jax.index import two_streams
+from set_diffusion_jax.diffusion.draws import training_keys
+from set_diffusion_jax.diffusion.index import two_streams
+from set_diffusion_jax.diffusion.order import Order
 from set_diffusion_jax.model import build_network, flash
-from set_diffusion_jax.order import Order
-from set_diffusion_jax.rng import training_keys
 from tests import tiny
 from tests.dense import KINDS, assert_dense, random_index
 from tests.traced import equations

@@ -11,9 +11,7 @@ import pytest
 
 from set_diffusion_jax.config import DecodeConfig
 from set_diffusion_jax.decode import Decoder, Task, step
-from set_diffusion_jax.model import build_network
-from set_diffusion_jax.objective import Objective
-from set_diffusion_jax.order import (
+from set_diffusion_jax.diffusion.order import (
   Order,
   blocks,
   left_to_right,
@@ -21,6 +19,8 @@ from set_diffusion_jax.order import (
   position_offset,
   singletons,
 )
+from set_diffusion_jax.likelihood.objective import Objective
+from set_diffusion_jax.model import build_network
 from tests.golden import Golden, place
 
 pytestmark = pytest.mark.reference

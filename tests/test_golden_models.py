@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 
 from set_diffusion_jax.config import Config
-from set_diffusion_jax.corrupt import Noise, active_noise, full_noise, level_noise
-from set_diffusion_jax.index import attends
-from set_diffusion_jax.loss import loss_terms, weighted
-from set_diffusion_jax.model import build_network
-from set_diffusion_jax.objective import Objective
-from set_diffusion_jax.order import (
+from set_diffusion_jax.diffusion.corruption import (
+  Noise,
+  active_noise,
+  full_noise,
+  level_noise,
+)
+from set_diffusion_jax.diffusion.index import attends
+from set_diffusion_jax.diffusion.order import (
   blocks,
   generation_order,
   groups,
@@ -22,7 +24,10 @@ from set_diffusion_jax.order import (
   one_set,
   singletons,
 )
-from set_diffusion_jax.schedules import MaskSchedule, PositionOffset
+from set_diffusion_jax.diffusion.schedules import MaskSchedule, PositionOffset
+from set_diffusion_jax.likelihood.loss import loss_terms, weighted
+from set_diffusion_jax.likelihood.objective import Objective
+from set_diffusion_jax.model import build_network
 from tests.golden import ROOT, Golden
 
 pytestmark = pytest.mark.reference

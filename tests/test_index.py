@@ -5,14 +5,14 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from set_diffusion_jax.index import (
+from set_diffusion_jax.diffusion.index import (
   TokenIndex,
   attends,
   clean_stream,
   key_intervals,
   two_streams,
 )
-from set_diffusion_jax.order import Order
+from set_diffusion_jax.diffusion.order import Order
 
 
 def random_index(seed, batch, clean, noisy, sets, sorted_ranks, causal=False):

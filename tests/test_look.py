@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 
 from set_diffusion_jax.config import DecodeConfig
-from set_diffusion_jax.corrupt import Batch
 from set_diffusion_jax.decode import Decoder, decode, step
 from set_diffusion_jax.decode.choose import choose
 from set_diffusion_jax.decode.commit import commit
 from set_diffusion_jax.decode.look import look
-from set_diffusion_jax.index import noisy_stream
-from set_diffusion_jax.loss import PIECE_ELEMENTS
-from set_diffusion_jax.order import one_set
-from set_diffusion_jax.rng import decoding_keys
+from set_diffusion_jax.diffusion.corruption import Batch
+from set_diffusion_jax.diffusion.draws import decoding_keys
+from set_diffusion_jax.diffusion.index import noisy_stream
+from set_diffusion_jax.diffusion.order import one_set
+from set_diffusion_jax.likelihood.loss import PIECE_ELEMENTS
 from tests import tiny
 from tests.test_decode import (
   GAPS,

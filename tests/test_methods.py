@@ -9,13 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from set_diffusion_jax.corrupt import Noise, full_noise
-from set_diffusion_jax.index import attends, key_intervals
-from set_diffusion_jax.loss import weighted
-from set_diffusion_jax.method import METHODS
-from set_diffusion_jax.order import singletons
-from set_diffusion_jax.rng import EVALUATE, row_keys, stream_key
-from set_diffusion_jax.schedules import MaskSchedule
+from set_diffusion_jax.diffusion.corruption import Noise, full_noise
+from set_diffusion_jax.diffusion.draws import EVALUATE, row_keys, stream_key
+from set_diffusion_jax.diffusion.index import attends, key_intervals
+from set_diffusion_jax.diffusion.method import METHODS
+from set_diffusion_jax.diffusion.order import singletons
+from set_diffusion_jax.diffusion.schedules import MaskSchedule
+from set_diffusion_jax.likelihood.loss import weighted
 from tests import tiny
 
 LENGTH, VOCAB = 8, 12
@@ -99,7 +99,7 @@ def test_sets_of_a_grid_are_the_positions_that_round_alike():
   """Against reveal times recomputed by hand."""
   obj = objective("general", method__grid=5)
   batch = tiny.batch(rows=20, length=LENGTH)
-  from set_diffusion_jax.order import position_offset
+  from set_diffusion_jax.diffusion.order import position_offset
 
   schedule = position_offset(obj.config.method, LENGTH)
   draws = jax.vmap(lambda k: jax.random.exponential(k, (LENGTH,)))(keys(20))

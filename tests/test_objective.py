@@ -9,7 +9,9 @@ import optax
 import pytest
 
 from set_diffusion_jax.config import DENOMINATORS
-from set_diffusion_jax.loss import (
+from set_diffusion_jax.diffusion.draws import row_keys, stream_key, training_keys
+from set_diffusion_jax.diffusion.order import left_to_right, singletons
+from set_diffusion_jax.likelihood.loss import (
   loss_terms,
   negative_log_likelihood,
   priced_nats,
@@ -17,8 +19,6 @@ from set_diffusion_jax.loss import (
   weighted,
 )
 from set_diffusion_jax.model.layers import Linear, dropout
-from set_diffusion_jax.order import left_to_right, singletons
-from set_diffusion_jax.rng import row_keys, stream_key, training_keys
 from tests import tiny
 
 VOCAB = 12

@@ -8,9 +8,9 @@ import pytest
 
 from set_diffusion_jax.config import files
 from set_diffusion_jax.evaluate import Likelihood
-from set_diffusion_jax.journal import Journal
-from set_diffusion_jax.state import make_optimizer
-from set_diffusion_jax.step import Program, make_mesh
+from set_diffusion_jax.training.reporting import Journal
+from set_diffusion_jax.training.state import make_optimizer
+from set_diffusion_jax.training.step import Program, make_mesh
 from tests import tiny
 
 STEPS = 1000

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from set_diffusion_jax.config import MethodConfig
-from set_diffusion_jax.order import draw_order, groups, sliding_window
-from set_diffusion_jax.rng import TRAIN, row_keys, stream_key
-from set_diffusion_jax.schedules import PositionOffset
+from set_diffusion_jax.diffusion.draws import TRAIN, row_keys, stream_key
+from set_diffusion_jax.diffusion.order import draw_order, groups, sliding_window
+from set_diffusion_jax.diffusion.schedules import PositionOffset
 
 
 def keys(rows, seed=0):

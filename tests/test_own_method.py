@@ -7,15 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from set_diffusion_jax import data, order
+from set_diffusion_jax import data
 from set_diffusion_jax.api import Model, load
 from set_diffusion_jax.config import Config, DecodeConfig
 from set_diffusion_jax.convert.published import published_config
+from set_diffusion_jax.diffusion import order
+from set_diffusion_jax.diffusion.method import METHODS, Method
 from set_diffusion_jax.errors import UserError
 from set_diffusion_jax.figures import masks
-from set_diffusion_jax.method import METHODS, Method
-from set_diffusion_jax.metrics import read_metrics
-from set_diffusion_jax.train import train
+from set_diffusion_jax.training.metrics import read_metrics
+from set_diffusion_jax.training.train import train
 from tests import tiny
 from tests.decoding import SMALL
 

@@ -11,10 +11,10 @@ import pytest
 
 from set_diffusion_jax import cli, sharding
 from set_diffusion_jax.config import Config
+from set_diffusion_jax.diffusion.index import attends
 from set_diffusion_jax.errors import UserError
 from set_diffusion_jax.hardware import chips, memory
 from set_diffusion_jax.hardware.flops import visible_pairs
-from set_diffusion_jax.index import attends
 from set_diffusion_jax.plan import (
   cuda,
   estimate,
@@ -26,7 +26,7 @@ from set_diffusion_jax.plan import (
 )
 from set_diffusion_jax.plan.compiled import CompiledStep, compile_step, read_refusal
 from set_diffusion_jax.plan.hlo import Collective
-from set_diffusion_jax.step import Program, make_mesh
+from set_diffusion_jax.training.step import Program, make_mesh
 from tests import tiny
 from tests.traced import equations
 

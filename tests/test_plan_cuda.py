@@ -55,7 +55,7 @@ jax.config.update("jax_platforms", "cpu")
 from set_diffusion_jax.config import Config
 from set_diffusion_jax.plan import topology
 from set_diffusion_jax.plan.compiled import compile_step
-from set_diffusion_jax.step import Program, make_mesh
+from set_diffusion_jax.training.step import Program, make_mesh
 from tests import tiny
 
 devices = topology.described_devices(topology.parse_topology("gpu:KINDx2"))

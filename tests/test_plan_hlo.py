@@ -6,7 +6,7 @@ import pytest
 
 from set_diffusion_jax.plan import hlo
 from set_diffusion_jax.plan.compiled import compile_step
-from set_diffusion_jax.step import Program, make_mesh
+from set_diffusion_jax.training.step import Program, make_mesh
 from tests import tiny
 
 MODULE = """\

@@ -13,7 +13,7 @@ from set_diffusion_jax.plan import make_plan, parse_topology
 from set_diffusion_jax.plan.compiled import TooLarge, compile_step, usable_memory
 from set_diffusion_jax.plan.hlo import collectives
 from set_diffusion_jax.plan.topology import described_devices
-from set_diffusion_jax.step import Program, make_mesh
+from set_diffusion_jax.training.step import Program, make_mesh
 from tests import tiny
 
 pytest.importorskip("libtpu")

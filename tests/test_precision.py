@@ -10,9 +10,9 @@ import pytest
 
 from set_diffusion_jax import sharding
 from set_diffusion_jax.config import MeshConfig
+from set_diffusion_jax.diffusion.draws import stream_key, training_keys
 from set_diffusion_jax.model import build_network
-from set_diffusion_jax.rng import stream_key, training_keys
-from set_diffusion_jax.step import micro_gradients
+from set_diffusion_jax.training.step import micro_gradients
 from tests import tiny
 
 HALF = {"model__dtype": "bfloat16"}

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from set_diffusion_jax.checkpoint import Checkpoints
-from set_diffusion_jax.metrics import read_metrics
-from set_diffusion_jax.train import train
+from set_diffusion_jax.training.metrics import read_metrics
+from set_diffusion_jax.training.train import train
 from tests import tiny
 from tests.jobs import Job, config_file
 from tests.test_checkpoint import flip

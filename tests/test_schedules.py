@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from set_diffusion_jax.order import CONTEXT, PADDING, TARGET, generation_order
-from set_diffusion_jax.schedules import (
+from set_diffusion_jax.diffusion.order import CONTEXT, PADDING, TARGET, generation_order
+from set_diffusion_jax.diffusion.schedules import (
   MaskSchedule,
   PositionOffset,
   first_hitting_levels,

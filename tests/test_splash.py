@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 
 from set_diffusion_jax.config import MeshConfig
-from set_diffusion_jax.index import (
+from set_diffusion_jax.diffusion.index import (
   attends,
   clean_stream,
   key_intervals,
   noisy_stream,
   two_streams,
 )
+from set_diffusion_jax.diffusion.order import Order
 from set_diffusion_jax.model import splash
-from set_diffusion_jax.order import Order
 from set_diffusion_jax.sharding import make_mesh
 from tests import tiny
 from tests.dense import assert_dense

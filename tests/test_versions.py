@@ -13,7 +13,7 @@ import sys
 import numpy as np
 import pytest
 
-from set_diffusion_jax.metrics import read_metrics
+from set_diffusion_jax.training.metrics import read_metrics
 from tests import jobs, tiny
 
 OTHER = os.environ.get("SET_DIFFUSION_OTHER_PYTHON")

@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from set_diffusion_jax import corrupt
 from set_diffusion_jax.config import Config, default_config
-from set_diffusion_jax.corrupt import Batch
 from set_diffusion_jax.data import Vocabulary
+from set_diffusion_jax.diffusion import corruption
+from set_diffusion_jax.diffusion.corruption import Batch
+from set_diffusion_jax.likelihood.objective import Objective
 from set_diffusion_jax.model import build_network
-from set_diffusion_jax.objective import Objective
 
 TEXT = (
   "It was the best of times, it was the worst of times, it was the age of wisdom.\n"
@@ -83,7 +83,7 @@ def batch(rows=3, length=16, vocab_size=12, seed=0, bos=False) -> Batch:
 
 def streams(obj, batch, order, train=True):
   """Of methods whose sets are fully masked."""
-  return obj.streams(batch, order, corrupt.full_noise(batch), train)
+  return obj.streams(batch, order, corruption.full_noise(batch), train)
 
 
 nats = jax.jit(

@@ -74,7 +74,7 @@ def _run(argv: list[str]) -> int:
   if arguments.verb not in ("prepare", "plan"):  # these need no device
     sharding.check_backend()
   if arguments.verb == "train":
-    from set_diffusion_jax.train import train
+    from set_diffusion_jax.training.train import train
 
     config = processes.together(lambda: read_config(configuration))
     train(config, arguments.workdir, profile=arguments.profile)

@@ -8,9 +8,9 @@ import numpy as np
 
 from set_diffusion_jax import data
 from set_diffusion_jax.config import Config
-from set_diffusion_jax.corrupt import Batch
-from set_diffusion_jax.objective import Objective
-from set_diffusion_jax.rng import TRAIN, stream_key, training_keys
+from set_diffusion_jax.diffusion.corruption import Batch
+from set_diffusion_jax.diffusion.draws import TRAIN, stream_key, training_keys
+from set_diffusion_jax.likelihood.objective import Objective
 
 _SECONDS = 2.0  # of reading, to measure its speed
 # Kind of a slot -> what stands around its text, on a terminal and elsewhere.

@@ -72,7 +72,7 @@ def _likelihood(
   Of several processes, the first one reads and writes the files.
   """
   from set_diffusion_jax.evaluate import PartialResults
-  from set_diffusion_jax.metrics import Progress
+  from set_diffusion_jax.training.metrics import Progress
 
   by_token = tokens is not None
   evaluator = processes.together(lambda: model.evaluator(by_token))

@@ -25,7 +25,7 @@ def prepare(arguments: argparse.Namespace, configuration: Sequence[str]) -> None
   config = read_config(configuration).data
 
   from set_diffusion_jax import data
-  from set_diffusion_jax.metrics import Progress
+  from set_diffusion_jax.training.metrics import Progress
 
   with contextlib.ExitStack() as stack:
 
@@ -64,7 +64,7 @@ def summary(folder: pathlib.Path, manifest: dict) -> str:
 
 def _check(folder: pathlib.Path) -> None:
   from set_diffusion_jax.data import Prepared
-  from set_diffusion_jax.metrics import Progress
+  from set_diffusion_jax.training.metrics import Progress
 
   found = Prepared.read(folder)
   total = sum(entry["bytes"] for entry in found.manifest["files"].values())

@@ -38,8 +38,8 @@ from set_diffusion_jax.config.noise import (
   CorruptionConfig,
   check_levels,
 )
+from set_diffusion_jax.diffusion.method import METHODS
 from set_diffusion_jax.errors import UserError
-from set_diffusion_jax.method import METHODS
 
 
 def check(config) -> None:

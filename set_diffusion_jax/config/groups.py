@@ -5,7 +5,7 @@ Those of the transformer are in `model.py`, those of noise and loss in `noise.py
 
 import dataclasses
 
-from set_diffusion_jax.method import MethodFacts
+from set_diffusion_jax.diffusion.method import MethodFacts
 
 NOISES = ("full", "level")
 PREDICTIONS = ("all", "active")

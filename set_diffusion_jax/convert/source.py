@@ -23,7 +23,7 @@ from set_diffusion_jax.convert.tensors import (
 from set_diffusion_jax.convert.training import Weights, read_pickled, weights
 from set_diffusion_jax.data import Vocabulary
 from set_diffusion_jax.errors import UserError
-from set_diffusion_jax.metrics import read_metrics
+from set_diffusion_jax.training.metrics import read_metrics
 
 QWEN3_FOLDER = "qwen3"  # of the plain Qwen3 configuration, in a written directory
 PICKLED = (".bin", ".ckpt", ".pt", ".pth")

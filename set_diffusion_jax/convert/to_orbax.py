@@ -8,7 +8,7 @@ from set_diffusion_jax import workdir
 from set_diffusion_jax.convert import orbax
 from set_diffusion_jax.convert.source import TOKENIZER_FILES, Source
 from set_diffusion_jax.convert.transfer import Cast, transfer
-from set_diffusion_jax.order import recorded_schedule
+from set_diffusion_jax.diffusion.order import recorded_schedule
 from set_diffusion_jax.version import versions
 
 

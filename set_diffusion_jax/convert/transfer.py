@@ -8,7 +8,7 @@ from set_diffusion_jax.convert.layout import Parameter, Piece
 from set_diffusion_jax.convert.source import Source
 from set_diffusion_jax.convert.tensors import WEIGHT_DTYPES
 from set_diffusion_jax.errors import UserError
-from set_diffusion_jax.metrics import Progress
+from set_diffusion_jax.training.metrics import Progress
 
 
 class Cast:

@@ -8,10 +8,10 @@ import numpy as np
 
 from set_diffusion_jax.convert.source import Source
 from set_diffusion_jax.convert.transfer import Cast
+from set_diffusion_jax.diffusion.index import attends, two_streams
+from set_diffusion_jax.diffusion.order import singletons
 from set_diffusion_jax.errors import UserError
-from set_diffusion_jax.index import attends, two_streams
 from set_diffusion_jax.model import build_network
-from set_diffusion_jax.order import singletons
 
 # Of logits that are computed twice in float32: of their largest magnitude.
 TOLERANCE = 1e-3

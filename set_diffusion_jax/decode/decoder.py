@@ -31,11 +31,11 @@ from set_diffusion_jax.config import DecodeConfig
 from set_diffusion_jax.decode.choose import allowed_logits
 from set_diffusion_jax.decode.slots import NEVER, at_slots, first_slots, line, marked
 from set_diffusion_jax.decode.state import DecodeState, Task
-from set_diffusion_jax.index import TokenIndex, noisy_stream
+from set_diffusion_jax.diffusion.draws import split_rows
+from set_diffusion_jax.diffusion.index import TokenIndex, noisy_stream
+from set_diffusion_jax.diffusion.order import Order, random_turns
+from set_diffusion_jax.likelihood.objective import Objective
 from set_diffusion_jax.model import Cache
-from set_diffusion_jax.objective import Objective
-from set_diffusion_jax.order import Order, random_turns
-from set_diffusion_jax.rng import split_rows
 
 # Positions of a prompt that are fed at once.
 PREFILL = 256

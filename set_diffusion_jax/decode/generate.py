@@ -15,8 +15,8 @@ from set_diffusion_jax.decode.loop import decode
 from set_diffusion_jax.decode.request import bucket, check, orders, widest_set
 from set_diffusion_jax.decode.state import Task
 from set_diffusion_jax.decode.stops import Stops
-from set_diffusion_jax.objective import Objective
-from set_diffusion_jax.rng import DECODE, row_keys, split_rows, stream_key
+from set_diffusion_jax.diffusion.draws import DECODE, row_keys, split_rows, stream_key
+from set_diffusion_jax.likelihood.objective import Objective
 
 # Texts are padded to a multiple of this, so that few shapes are compiled.
 BUCKET = 64

@@ -11,7 +11,7 @@ from set_diffusion_jax.decode.decoder import Decoder
 from set_diffusion_jax.decode.look import look
 from set_diffusion_jax.decode.speculate import speculative_step
 from set_diffusion_jax.decode.state import DecodeState
-from set_diffusion_jax.rng import decoding_keys
+from set_diffusion_jax.diffusion.draws import decoding_keys
 
 
 def step(decoder: Decoder, params, state: DecodeState) -> DecodeState:

@@ -15,16 +15,16 @@ import numpy as np
 from jaxtyping import Array, Key
 
 from set_diffusion_jax.config import DecodeConfig
-from set_diffusion_jax.corrupt import Batch
-from set_diffusion_jax.errors import UserError
-from set_diffusion_jax.objective import Objective
-from set_diffusion_jax.order import (
+from set_diffusion_jax.diffusion.corruption import Batch
+from set_diffusion_jax.diffusion.order import (
   Order,
   given_order,
   groups,
   position_offset,
   step_sets,
 )
+from set_diffusion_jax.errors import UserError
+from set_diffusion_jax.likelihood.objective import Objective
 
 
 def check(

@@ -22,7 +22,7 @@ from set_diffusion_jax.decode.decoder import Decoder
 from set_diffusion_jax.decode.look import look, look_at
 from set_diffusion_jax.decode.slots import first_slots, marked, write_slots
 from set_diffusion_jax.decode.state import DecodeState
-from set_diffusion_jax.rng import decoding_keys
+from set_diffusion_jax.diffusion.draws import decoding_keys
 
 
 def speculative_step(decoder: Decoder, params, state: DecodeState) -> DecodeState:

@@ -6,8 +6,8 @@ Legend: B rows, S positions of the text.
 import flax.struct
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from set_diffusion_jax.diffusion.order import Order
 from set_diffusion_jax.model import Layers
-from set_diffusion_jax.order import Order
 
 
 class Task(flax.struct.PyTreeNode):

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from set_diffusion_jax.corrupt import Streams
-from set_diffusion_jax.loss import weighted
+from set_diffusion_jax.diffusion.corruption import Streams
+from set_diffusion_jax.likelihood.loss import weighted
 
 # Ends of the ranges that are compared are multiples of this.
 STEP = 0.05

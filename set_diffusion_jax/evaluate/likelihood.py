@@ -13,15 +13,20 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
 from set_diffusion_jax import data, sharding
-from set_diffusion_jax.corrupt import Batch
+from set_diffusion_jax.diffusion.corruption import Batch
+from set_diffusion_jax.diffusion.draws import (
+  EVALUATE,
+  SHARED_DRAW,
+  row_keys,
+  stream_key,
+)
+from set_diffusion_jax.diffusion.order import given_order, groups
 from set_diffusion_jax.errors import UserError
 from set_diffusion_jax.evaluate.clip import Clip, SetLosses, search_clip, set_losses
 from set_diffusion_jax.evaluate.figures import Likelihood, draw_variance, mixture_nats
 from set_diffusion_jax.evaluate.partial import Row
-from set_diffusion_jax.loss import weighted
-from set_diffusion_jax.objective import Objective
-from set_diffusion_jax.order import given_order, groups
-from set_diffusion_jax.rng import EVALUATE, SHARED_DRAW, row_keys, stream_key
+from set_diffusion_jax.likelihood.loss import weighted
+from set_diffusion_jax.likelihood.objective import Objective
 
 
 class Evaluation(NamedTuple):

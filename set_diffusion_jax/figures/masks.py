@@ -6,11 +6,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from set_diffusion_jax.config import Config
-from set_diffusion_jax.corrupt import Batch
+from set_diffusion_jax.diffusion.corruption import Batch
+from set_diffusion_jax.diffusion.draws import TRAIN, stream_key, training_keys
+from set_diffusion_jax.diffusion.index import TokenIndex, attends
 from set_diffusion_jax.figures.canvas import canvas
-from set_diffusion_jax.index import TokenIndex, attends
-from set_diffusion_jax.objective import Objective
-from set_diffusion_jax.rng import TRAIN, stream_key, training_keys
+from set_diffusion_jax.likelihood.objective import Objective
 
 # Unseen; clean sees clean, noisy sees clean, noisy sees noisy.
 COLOURS = np.array([(255, 255, 255), (76, 114, 176), (221, 132, 82), (85, 168, 104)])

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 
 from set_diffusion_jax.config import Config, ModelConfig
+from set_diffusion_jax.diffusion.draws import TRAIN, stream_key, training_keys
 from set_diffusion_jax.hardware.flops import Flops, forward_flops, visible_pairs
 from set_diffusion_jax.model.attention import kernel_work
-from set_diffusion_jax.rng import TRAIN, stream_key, training_keys
 
 _FLOAT32 = {"adaln", "head_adaln", "condition"}  # are computed in it
 

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh, Mesh
 
 from set_diffusion_jax.config import ModelConfig
-from set_diffusion_jax.index import clean_stream
+from set_diffusion_jax.diffusion.index import clean_stream
+from set_diffusion_jax.diffusion.order import left_to_right
 from set_diffusion_jax.model.cached import Cache, Layers
 from set_diffusion_jax.model.transformer import Transformer
-from set_diffusion_jax.order import left_to_right
 from set_diffusion_jax.sharding import row_ways
 
 __all__ = ["Cache", "Layers", "Network", "build_network"]

@@ -10,7 +10,7 @@ import jax
 from jax.sharding import AbstractMesh, Mesh
 from jaxtyping import Array, Float
 
-from set_diffusion_jax.index import TokenIndex
+from set_diffusion_jax.diffusion.index import TokenIndex
 from set_diffusion_jax.model import flash, splash
 from set_diffusion_jax.model.blocked import Blocked
 from set_diffusion_jax.model.cached import Cache

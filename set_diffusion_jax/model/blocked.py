@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from set_diffusion_jax.index import KeyIntervals, TokenIndex, key_intervals
+from set_diffusion_jax.diffusion.index import KeyIntervals, TokenIndex, key_intervals
 from set_diffusion_jax.model.layers import saved
 from set_diffusion_jax.model.mix import EXCLUDED, mix, product
 

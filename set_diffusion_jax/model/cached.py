@@ -8,7 +8,7 @@ import flax.struct
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from set_diffusion_jax.index import TokenIndex, attends
+from set_diffusion_jax.diffusion.index import TokenIndex, attends
 from set_diffusion_jax.model.mix import EXCLUDED, mix, product
 
 Layers = list[tuple[Float[Array, "B G Dh K"], Float[Array, "B G K Dh"]]]

@@ -8,6 +8,7 @@ from jax.sharding import NamedSharding
 from jaxtyping import Array, Float, Key
 
 from set_diffusion_jax.config import ModelConfig
+from set_diffusion_jax.diffusion.draws import split_rows
 from set_diffusion_jax.model.attention import Shared, attention
 from set_diffusion_jax.model.cached import cached_attention
 from set_diffusion_jax.model.layers import (
@@ -20,7 +21,6 @@ from set_diffusion_jax.model.layers import (
   saved,
   trailing,
 )
-from set_diffusion_jax.rng import split_rows
 
 # Published checkpoints embed the noise level; in every method it is 0. The embedding
 # of 0 is cosines of 0 and sines of 0.

@@ -20,7 +20,7 @@ from jax.sharding import AbstractMesh, Mesh
 from jaxtyping import Array, Bool, Int
 
 from set_diffusion_jax import sharding
-from set_diffusion_jax.index import TokenIndex, key_intervals
+from set_diffusion_jax.diffusion.index import TokenIndex, key_intervals
 from set_diffusion_jax.model.layers import precision, saved
 from set_diffusion_jax.model.mix import EXCLUDED
 

@@ -8,6 +8,7 @@ from jax.sharding import NamedSharding
 from jaxtyping import Array, Float, Key
 
 from set_diffusion_jax.config import ModelConfig
+from set_diffusion_jax.diffusion.draws import split_rows
 from set_diffusion_jax.model.attention import Shared, attention
 from set_diffusion_jax.model.cached import cached_attention
 from set_diffusion_jax.model.layers import (
@@ -19,7 +20,6 @@ from set_diffusion_jax.model.layers import (
   rotate,
   saved,
 )
-from set_diffusion_jax.rng import split_rows
 
 
 class Qwen3Block(nn.Module):

@@ -21,7 +21,7 @@ from jax.sharding import AbstractMesh, Mesh
 from jaxtyping import Array
 
 from set_diffusion_jax import sharding
-from set_diffusion_jax.index import TokenIndex
+from set_diffusion_jax.diffusion.index import TokenIndex
 from set_diffusion_jax.model.layers import SAVED
 
 # Tiles of queries and keys, the largest that divides a stream's length. The kernel

@@ -10,7 +10,7 @@ from jax.sharding import AbstractMesh, Mesh
 from jaxtyping import Array, Float, Int, Key
 
 from set_diffusion_jax.config import ModelConfig
-from set_diffusion_jax.index import TokenIndex
+from set_diffusion_jax.diffusion.index import TokenIndex
 from set_diffusion_jax.model.attention import Shared, choose_kernel
 from set_diffusion_jax.model.cached import Cache, Layers
 from set_diffusion_jax.model.dit import Condition, DiTBlock, Modulation, modulate

@@ -8,11 +8,11 @@ import numpy as np
 
 from set_diffusion_jax.config import Config, MeshConfig
 from set_diffusion_jax.data import Vocabulary
-from set_diffusion_jax.loss import PIECE_ELEMENTS
+from set_diffusion_jax.diffusion.draws import TRAIN, stream_key, training_keys
+from set_diffusion_jax.likelihood.loss import PIECE_ELEMENTS
 from set_diffusion_jax.plan.hlo import Collective
-from set_diffusion_jax.rng import TRAIN, stream_key, training_keys
 from set_diffusion_jax.sharding import abstract_mesh, row_ways
-from set_diffusion_jax.step import Program
+from set_diffusion_jax.training.step import Program
 
 
 def temporaries(program: Program, vocabulary: Vocabulary) -> int:

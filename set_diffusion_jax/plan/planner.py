@@ -26,7 +26,7 @@ from set_diffusion_jax.plan.report import (
 )
 from set_diffusion_jax.plan.roofline import Traffic, roofline, traffic
 from set_diffusion_jax.plan.topology import Topology, described_devices
-from set_diffusion_jax.step import Program, check_mesh, make_mesh
+from set_diffusion_jax.training.step import Program, check_mesh, make_mesh
 
 _LIMITS = f"{ANALYTIC}, {COMPILER}, {SHEET}"
 _OVERLAP = (

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from set_diffusion_jax.corrupt import Batch, Noise, counted_noise
-from set_diffusion_jax.rng import count_keys
+from set_diffusion_jax.diffusion.corruption import Batch, Noise, counted_noise
+from set_diffusion_jax.diffusion.draws import count_keys
 
 
 def draw_counts(

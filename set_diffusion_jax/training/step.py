@@ -9,18 +9,19 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import AbstractMesh, Mesh
 
-from set_diffusion_jax import sharding, state
+from set_diffusion_jax import sharding
 from set_diffusion_jax.checkpoint import abstract
 from set_diffusion_jax.config import Config
-from set_diffusion_jax.corrupt import Batch
 from set_diffusion_jax.data import Vocabulary
+from set_diffusion_jax.diffusion.corruption import Batch
+from set_diffusion_jax.diffusion.draws import TrainingKeys, training_keys
 from set_diffusion_jax.hardware import work
 from set_diffusion_jax.hardware.flops import Flops
-from set_diffusion_jax.loss import LossTerms, loss_terms, weighted
+from set_diffusion_jax.likelihood.loss import LossTerms, loss_terms, weighted
+from set_diffusion_jax.likelihood.objective import Objective
 from set_diffusion_jax.model import build_network
-from set_diffusion_jax.objective import Objective
-from set_diffusion_jax.rng import TrainingKeys, training_keys
-from set_diffusion_jax.state import TrainState
+from set_diffusion_jax.training import state
+from set_diffusion_jax.training.state import TrainState
 
 
 class Sums(NamedTuple):

@@ -7,8 +7,8 @@ import numpy as np
 import optax
 
 from set_diffusion_jax.config import Config, OptimizerConfig, TrainConfig
+from set_diffusion_jax.diffusion.draws import INIT, TRAIN, stream_key
 from set_diffusion_jax.model import Network
-from set_diffusion_jax.rng import INIT, TRAIN, stream_key
 
 
 @flax.struct.dataclass

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
-from set_diffusion_jax.order import Order
+from set_diffusion_jax.diffusion.order import Order
 
 
 @flax.struct.dataclass

@@ -6,14 +6,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from set_diffusion_jax.index import (
+from set_diffusion_jax.diffusion.index import (
   TokenIndex,
   clean_stream,
   noisy_stream,
   two_streams,
 )
-from set_diffusion_jax.order import Order
-from set_diffusion_jax.schedules import MaskSchedule, PositionOffset
+from set_diffusion_jax.diffusion.order import Order
+from set_diffusion_jax.diffusion.schedules import MaskSchedule, PositionOffset
 
 
 class Batch(NamedTuple):

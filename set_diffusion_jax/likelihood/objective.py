@@ -7,27 +7,28 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from set_diffusion_jax import corrupt, sharding
+from set_diffusion_jax import sharding
 from set_diffusion_jax.config import Config
-from set_diffusion_jax.corrupt import Batch, Noise, Streams
-from set_diffusion_jax.loss import PIECE_ELEMENTS, priced_nats, slot_nats
-from set_diffusion_jax.model import Network
-from set_diffusion_jax.model.attention import kernel_line
-from set_diffusion_jax.noise import draw_counts, draw_levels
-from set_diffusion_jax.order import (
+from set_diffusion_jax.diffusion import corruption
+from set_diffusion_jax.diffusion.corruption import Batch, Noise, Streams
+from set_diffusion_jax.diffusion.draws import (
+  TrainingKeys,
+  level_keys,
+  split_rows,
+  training_keys,
+)
+from set_diffusion_jax.diffusion.noise import draw_counts, draw_levels
+from set_diffusion_jax.diffusion.order import (
   Order,
   draw_order,
   groups,
   masked_last,
   position_offset,
 )
-from set_diffusion_jax.rng import (
-  TrainingKeys,
-  level_keys,
-  split_rows,
-  training_keys,
-)
-from set_diffusion_jax.schedules import MaskSchedule
+from set_diffusion_jax.diffusion.schedules import MaskSchedule
+from set_diffusion_jax.likelihood.loss import PIECE_ELEMENTS, priced_nats, slot_nats
+from set_diffusion_jax.model import Network
+from set_diffusion_jax.model.attention import kernel_line
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,7 +141,7 @@ class Objective:
         from [0, 1] under the linear schedule, with the NELBO weight.
     """
     if not self.has_levels:
-      return corrupt.full_noise(batch)
+      return corruption.full_noise(batch)
     length, config = batch.tokens.shape[-1], self.config
     method, published = config.method, config.compat == "setdlms"
     sets = method.levels(length)
@@ -164,15 +165,15 @@ class Objective:
     if method.predict == "active":
       offset = position_offset(method, config.data.length)
       bos = published and config.data.bos
-      return corrupt.active_noise(batch, offset, t, weighting, bos)
+      return corruption.active_noise(batch, offset, t, weighting, bos)
     schedule = MaskSchedule(name)
-    return corrupt.level_noise(batch, schedule, t, uniform, weighting)
+    return corruption.level_noise(batch, schedule, t, uniform, weighting)
 
   def streams(self, batch: Batch, order: Order, noise: Noise, train: bool) -> Streams:
     """What the model reads under an order and a noise, and what it is to predict."""
     published = self.config.compat == "setdlms"
     if self.one_stream:
-      return self._aligned(corrupt.one_stream(batch, order, published))
+      return self._aligned(corruption.one_stream(batch, order, published))
     bos = "context"
     if published and self.config.data.bos:
       bos = "counted" if train else "masked"
@@ -181,7 +182,7 @@ class Objective:
     active = method.predict == "active"
     if active:
       order = masked_last(order, noise.masked, batch.valid)
-    streams = corrupt.denoising(
+    streams = corruption.denoising(
       batch,
       order,
       noise,

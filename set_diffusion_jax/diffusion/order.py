@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from set_diffusion_jax.config import MethodConfig
-from set_diffusion_jax.schedules import PositionOffset
+from set_diffusion_jax.diffusion.schedules import PositionOffset
 
 # The groups of an order: all of one come before all of the next.
 CONTEXT, TARGET, LAST_TARGET, PADDING = range(4)

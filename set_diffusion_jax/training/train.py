@@ -8,18 +8,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from set_diffusion_jax import data, order, processes, sharding, workdir
+from set_diffusion_jax import data, processes, sharding, workdir
 from set_diffusion_jax.checkpoint import Checkpoints
 from set_diffusion_jax.config import Config
-from set_diffusion_jax.corrupt import Batch
+from set_diffusion_jax.diffusion import order
+from set_diffusion_jax.diffusion.corruption import Batch
 from set_diffusion_jax.errors import Preempted
 from set_diffusion_jax.evaluate import Clip, Evaluator
-from set_diffusion_jax.journal import Journal
-from set_diffusion_jax.metrics import MetricsWriter, Progress
 from set_diffusion_jax.preemption import Preemption
-from set_diffusion_jax.state import TrainState
-from set_diffusion_jax.step import Program, make_mesh
-from set_diffusion_jax.throughput import CompileTime, Trace
+from set_diffusion_jax.training.metrics import MetricsWriter, Progress
+from set_diffusion_jax.training.reporting import Journal
+from set_diffusion_jax.training.state import TrainState
+from set_diffusion_jax.training.step import Program, make_mesh
+from set_diffusion_jax.training.throughput import CompileTime, Trace
 from set_diffusion_jax.version import changes, versions
 from set_diffusion_jax.weights import graft, read_weights
 

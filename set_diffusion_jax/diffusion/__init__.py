@@ -1,0 +1,1 @@
+"""Orders, sets, masks and noise: what a method is, without a network."""

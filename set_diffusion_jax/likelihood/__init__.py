@@ -1,0 +1,1 @@
+"""From streams to nats: the forward pass that training and evaluation share."""
