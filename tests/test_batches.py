@@ -75,10 +75,21 @@ def test_orders_are_those_of_training(method):
     compare(far(np.asarray(state.turn)), far(np.argsort(order.position, -1)))
 
 
-def test_the_case_of_the_findings():
+def test_a_short_gap_beside_a_long_one():
   """A gap of 110 tokens beside one of 500: its tokens are those that it has alone."""
   one = model("set", 128)
   short, long = mixed(120, 510)
   together = tokens(one.generation([short, long], 1, RULES["order"][1]).finish())
   alone = tokens(one.generation([short], 1, RULES["order"][1]).finish())
+  assert together[:1] == alone
+
+
+def test_a_last_block_that_arrays_cut_when_alone():
+  """It has 4 positions in arrays of 64 and 6 in longer ones: 4 are of the text."""
+  one = model("block", LENGTH, method__block_size=6)
+  options = DecodeConfig("order", 1.5, **FREE)
+  short, long = (np.full(n, one.objective.mask_id, np.int32) for n in (64, 70))
+  short[:58] = long[:58] = np.arange(58) % 7
+  together = tokens(one.generation([short, long], 1, options).finish())
+  alone = tokens(one.generation([short], 1, options).finish())
   assert together[:1] == alone

@@ -126,7 +126,7 @@ def _budget(decoder: Decoder, state: DecodeState):
   if decoder.single_set and decoder.decode.window is not None:
     total = jnp.full_like(total, decoder.decode.window)
   elif not decoder.singletons and not decoder.single_set:
-    total = current_set(state).sum(-1)
+    total = scheduled(decoder, state).sum(-1)  # none beyond the end of the text
   return total, jnp.ceil(total / decoder.decode.tokens_per_step).astype(jnp.int32)
 
 
