@@ -16,7 +16,7 @@ class Likelihood:
   Attributes:
     nats: float64 [n], the mean over draws of each sequence's summed nats.
     mixed: float64 [n], the bound of each sequence's nats from all its draws together
-      (`mixture_nats`), where draws are orders of single positions; otherwise `nats`.
+      (`mixture_nats`), where draws are orders with exact nats; otherwise `nats`.
     tokens: float64 [n], counted tokens of each sequence.
     bytes: float64 [n], bytes of text that the counted tokens stand for.
     draw_variance: float64 [n], the variance of `nats` over draws (`draw_variance`); 0

@@ -138,7 +138,7 @@ class Evaluator:
     nats, mixed, tokens, sizes, variance = (x[counted] for x in columns)
     objective, draws = self.objective, _draws(self.objective)
     exact = objective.one_stream or self._order is not None
-    mixed = mixed if draws > 1 and objective.has_drawn_orders else nats
+    mixed = mixed if draws > 1 and objective.config.method.mixes else nats
     return Likelihood(nats, mixed, tokens, sizes, variance, draws, exact)
 
 
