@@ -33,9 +33,9 @@ except ImportError:  # JAX is to drop it
 # many as leave all sums of a head of 128 in registers.
 OWN, VISITED = 128, 64
 HEAD_SIZES = (16, 32, 64, 128)  # Dh
-# Compute capabilities of A100, H100 and B200, for which the kernels have been compiled;
-# other GPUs can have less shared memory, or no bfloat16.
-CAPABILITIES = ("8.0", "9.0", "10.0")
+# Compute capabilities of A100, H100, B200 and B300, for which the kernels have been
+# compiled; other GPUs can have less shared memory, or no bfloat16.
+CAPABILITIES = ("8.0", "9.0", "10.0", "10.3")
 
 
 def obstacle(
