@@ -1,5 +1,6 @@
 """The device mesh, and the one table that lays every parameter out on it."""
 
+import logging
 import math
 import os
 import re
@@ -102,17 +103,40 @@ def _arranged(
   )
 
 
+class _HeldBack(logging.Handler):
+  """Keeps what is logged, until it is known whether it matters."""
+
+  def __init__(self):
+    super().__init__()
+    self.records: list[logging.LogRecord] = []
+    self.emit = self.records.append
+
+
 def check_backend() -> None:
-  """UserError where JAX_PLATFORMS asks for devices that are not there."""
+  """UserError where JAX_PLATFORMS asks for devices that are not there.
+
+  What JAX logs while it looks, such as the traceback of a plugin that cannot start, is
+  then told in a few words, and is logged otherwise.
+  """
+  logger, held = logging.getLogger("jax"), _HeldBack()
+  before = logger.handlers, logger.propagate
+  logger.handlers, logger.propagate = [held], False
   try:
     jax.devices()
   except (RuntimeError, AssertionError) as error:  # the latter for CUDA without a GPU
     why = (str(error).splitlines() or ["no such device"])[0].split(" (set JAX_")[0]
+    raised = [r.exc_info[1] for r in held.records if r.exc_info]
+    causes = [str(x).splitlines()[0] for x in raised if str(x)]
+    held.records.clear()
     asked = os.environ.get("JAX_PLATFORMS", "")
     raise UserError(
-      f"JAX_PLATFORMS={asked}: {why}; unset it to use what is there, or install the "
-      "extra gpu or tpu on a machine that has one"
+      f"JAX_PLATFORMS={asked}: {'; '.join([why, *causes])}; unset it to use what is "
+      "there, or install the extra gpu or tpu on a machine that has one"
     ) from None
+  finally:
+    logger.handlers, logger.propagate = before
+    for record in held.records:
+      logger.handle(record)
 
 
 def devices_line(mesh: Mesh | AbstractMesh | None) -> str:
