@@ -107,7 +107,11 @@ class Model:
     return {
       "checkpoint_step": self.step,
       "method": c.method.name,
+      "method_settings": dataclasses.asdict(c.method),
+      "dtype": c.model.dtype,
       "order": c.evaluate.order,
+      "order_sha256": _file_digest(c.evaluate.order),
+      "sequences": c.evaluate.sequences,
       "source": c.data.source,
       "split": "validation",
       "sequences_sha256": held_out.digest,
@@ -295,6 +299,8 @@ class Model:
 
   def templates(self, texts: Sequence[str]) -> list[np.ndarray]:
     """Ids of texts with gaps, [MASK] where a token is wanted."""
+    for text in texts:
+      data.utf8(text)
     return [template(text, self.tokenizer, self.config.data.bos) for text in texts]
 
   def continued(
@@ -306,6 +312,7 @@ class Model:
     start = np.array([vocabulary.bos] * self.config.data.bos, np.int32)
     found = []
     for text in prompts:
+      data.utf8(text)
       ids = np.concatenate([start, self.tokenizer.encode(text)])
       if len(ids) >= length:
         raise UserError(
@@ -337,11 +344,12 @@ class Model:
     return jax.jit(total)
 
   def _batch(self, tokens: np.ndarray, rows: np.ndarray | None = None) -> Batch:
-    tokens = np.asarray(tokens, np.int32)
-    if tokens.ndim != 2 or not 0 < tokens.shape[1] <= self.config.data.length:
+    tokens = np.asarray(tokens)
+    right = tokens.ndim == 2 and 0 < tokens.shape[1] <= self.config.data.length
+    if not (right and len(tokens) and np.issubdtype(tokens.dtype, np.integer)):
       raise ValueError(
-        f"tokens: must be [B, L] with L at most {self.config.data.length}, "
-        f"is {tokens.shape}"
+        "tokens: must be whole numbers [B, L] with B at least 1 and L at most "
+        f"{self.config.data.length}, is {tokens.dtype} {list(tokens.shape)}"
       )
     size = self.tokenizer.vocabulary.size
     if tokens.size and not (tokens.min() >= 0 and tokens.max() < size):
@@ -355,8 +363,15 @@ class Model:
         f"rows: must be [{len(tokens)}] whole numbers from 0 to 2**31 - 1, "
         f"is {rows.dtype} {list(rows.shape)}"
       )
-    rows = rows.astype(np.int32)
+    tokens, rows = tokens.astype(np.int32), rows.astype(np.int32)
     return Batch(*map(jnp.asarray, (tokens, np.ones_like(context), context, rows)))
+
+
+def _file_digest(order: str) -> str | None:
+  """SHA-256 of a file of orders; None for an order that has a name."""
+  if not order.endswith(".npy"):
+    return None
+  return hashlib.sha256(pathlib.Path(order).read_bytes()).hexdigest()
 
 
 def load(path: str | pathlib.Path, weights: str | None = None) -> Model:

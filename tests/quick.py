@@ -20,6 +20,7 @@ CASES = {
     *("bits", "no meta"),
   ],
   "test_cli.py::test_a_run_that_starts_from_another": [],
+  "test_cli.py::test_another_evaluation_is_not_taken_for_one_that_is_finished": [],
   "test_cli.py::test_evaluate_by_token_and_its_errors": [],
   "test_cli.py::test_evaluate_on_another_text": [],
   "test_cli.py::test_sample": ["set"],

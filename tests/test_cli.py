@@ -164,6 +164,24 @@ def test_evaluate_prints_what_it_writes(home, tmp_path, capsys, method):
   assert figures["protocol"]["cut"] == "wrapped to 16, windows side by side"
 
 
+def test_another_evaluation_is_not_taken_for_one_that_is_finished(home, tmp_path):
+  """Whatever the figures depend on besides the text: each change has its own."""
+  output, order = tmp_path / "figures.json", tmp_path / "order.npy"
+  other = ["--sequences=2", f"--order={order}"]
+  changes = (
+    *(["--sequences=1"], ["--sequences=2"], other),
+    ["--sequences=2", "--config.method.max_set_size=2"],
+    ["--sequences=2", "--config.model.dtype=bfloat16"],
+  )
+  every = []
+  for turn, words in enumerate((*changes, other)):
+    np.save(order, np.arange(16)[:: -1 if turn == len(changes) else 1])
+    command = ["evaluate", f"--checkpoint={home}/set", f"--output={output}", *words]
+    assert cli.main(command) == 0
+    every.append(json.loads(output.read_text()))
+  assert len({one["nats_per_token"] for one in every}) == len(every)
+
+
 def test_evaluate_on_another_text(home, tmp_path, capsys):
   """Fields of the checkpoint's configuration can be changed; its model cannot."""
   (tmp_path / "other.jsonl").write_text(json.dumps({"text": tiny.TEXT}) + "\n")
@@ -220,6 +238,8 @@ def test_evaluate_by_token_and_its_errors(home, tmp_path, capsys):
   fails(capsys, [*base, by[1]], "needs --by=token")
   fails(capsys, [*base, *by, "--zero-shot=ptb"], "--by=token", "--zero-shot")
   fails(capsys, [*base, by[0], f"--by-output={tmp_path}"], "must be a file")
+  same = f"--output={tokens.parent}/./tokens.jsonl"
+  fails(capsys, [*base, *by, same], "--by-output", "must be another file than --output")
   refused = ["--config.compat=setdlms", "--config.evaluate.levels=counts"]
   fails(capsys, [*base, *refused], 'evaluate.levels = "counts"', "compat=setdlms")
 

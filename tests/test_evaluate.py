@@ -18,7 +18,7 @@ from set_diffusion_jax.api import Model
 from set_diffusion_jax.diffusion.draws import EVALUATE, row_keys, stream_key
 from set_diffusion_jax.diffusion.order import singletons
 from set_diffusion_jax.errors import UserError
-from set_diffusion_jax.evaluate import Likelihood, PartialResults, mixture_nats
+from set_diffusion_jax.evaluate import SUMS, Likelihood, PartialResults, mixture_nats
 from set_diffusion_jax.evaluate.clip import SetLosses, search_clip, set_losses
 from set_diffusion_jax.likelihood.objective import Objective
 from set_diffusion_jax.model import build_network
@@ -93,6 +93,15 @@ def model(method, **changes):
   v = tokenizer.vocabulary
   params = tiny.params(Objective(config, network, v.mask, v.eos))
   return Model(config, params, tokenizer, 0), path.read_text()
+
+
+@pytest.mark.parametrize(
+  "tokens", [np.zeros((0, 4), int), np.ones((1, 4)) / 2, np.zeros((1, LENGTH + 1), int)]
+)
+def test_tokens_that_are_none_are_refused(tokens):
+  m, _ = model("set")
+  with pytest.raises(ValueError, match=r"tokens: must be whole numbers \[B, L\]"):
+    m.nelbo(tokens)
 
 
 TEXTS = tempfile.TemporaryDirectory(prefix="set-diffusion-texts-")
@@ -200,7 +209,8 @@ def test_an_interrupted_evaluation_goes_on(tmp_path):
   smaller = dataclasses.replace(smaller, params=m.params)
   done = []
 
-  partial = PartialResults(path, {"a": 1})
+  size = (len(whole.nats), SUMS)
+  partial = PartialResults(path, {"a": 1}, *size)
 
   def interrupt(rows):
     partial.add(rows)
@@ -210,12 +220,15 @@ def test_an_interrupted_evaluation_goes_on(tmp_path):
 
   with pytest.raises(KeyboardInterrupt):
     smaller.evaluator().run(m.params, interrupt)
-  partial = PartialResults(path, {"a": 1})
+  partial = PartialResults(path, {"a": 1}, *size)
   assert partial.found == sum(done) == 24
   # A kill in the middle of a line loses that row only.
   text = partial.path.read_text()
+  for damage in ("", "[0, 1.0]\n", "[[0], 1.0]\n", '["0"]\n', "[99, 1, 1, 1, 1, 1]\n"):
+    partial.path.write_text(text[: text.rindex("[")] + damage)
+    assert PartialResults(path, {"a": 1}, *size).found == 23
   partial.path.write_text(text[:-5])
-  partial = PartialResults(path, {"a": 1})
+  partial = PartialResults(path, {"a": 1}, *size)
   assert partial.found == 23
   seen = []
   found = m.evaluator().run(m.params, seen.append, partial.rows).likelihood
@@ -223,7 +236,7 @@ def test_an_interrupted_evaluation_goes_on(tmp_path):
   np.testing.assert_allclose(found.nats, whole.nats, rtol=1e-6)
   np.testing.assert_allclose(found.mixed, whole.mixed, rtol=1e-6)
   with pytest.raises(UserError, match="holds another evaluation"):
-    PartialResults(path, {"a": 2})
+    PartialResults(path, {"a": 2}, *size)
   partial.finish()
   assert not partial.path.exists()
 

@@ -50,11 +50,33 @@ def test_a_batch_equals_its_rows(model):
   assert other[0]["tokens"] != together[0]["tokens"]
 
 
+def test_more_tokens_a_step_than_there_are(model):
+  """As many as there are; larger numbers ran into limits of the compiler."""
+  if model.objective.one_stream:
+    return
+  asked = [DecodeConfig(tokens_per_step=n, stop_at_eos=False) for n in (LENGTH, 1e9)]
+  first, second = (model.generate(["ab"], options=one)[0] for one in asked)
+  assert first["tokens"] == second["tokens"]
+
+
+@pytest.mark.parametrize("seed", [-1, 2**31, 10**20])
+def test_seeds_that_have_no_key_of_their_own_are_refused(model, seed):
+  with pytest.raises(UserError, match=f"seed = {seed}: must be a whole number from 0"):
+    model.generate(["a"], seed=seed)
+
+
+def test_what_is_no_text_is_refused(model):
+  for call in (model.generate, model.infill):
+    with pytest.raises(UserError, match="is no Unicode text, at character 3"):
+      call(["ab\udcff [MASK:2]"])
+
+
 UNREAD = [
   ({"threshold": 0.5, "commit": "posterior"}, "decode.threshold = 0.5: must be null"),
   ({"window": 4}, "decode.window = 4: must be null for method"),
   ({"forbidden": (3, V.size)}, rf"decode.forbidden: has {V.size}; .* \[0, {V.size}\)"),
   ({"forbidden": (-1,)}, "decode.forbidden: has -1"),
+  ({"forbidden": tuple(range(V.size))}, "decode.forbidden: leaves no id"),
 ]
 
 

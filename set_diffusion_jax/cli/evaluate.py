@@ -60,6 +60,9 @@ def _check_by(arguments: argparse.Namespace) -> None:
   if arguments.zero_shot is not None:
     raise UserError(f"--by={by}: is of the run's own text, without --zero-shot")
   check_output(output, "--by-output")
+  whole = arguments.output
+  if whole is not None and whole.resolve() == output.resolve():
+    raise UserError(f"--by-output={output}: must be another file than --output")
 
 
 def _likelihood(
@@ -71,7 +74,7 @@ def _likelihood(
   Goes on where it was interrupted; the same figures are not computed a second time.
   Of several processes, the first one reads and writes the files.
   """
-  from set_diffusion_jax.evaluate import PartialResults
+  from set_diffusion_jax.evaluate import SUMS, PartialResults
   from set_diffusion_jax.training.metrics import Progress
 
   by_token = tokens is not None
@@ -89,7 +92,9 @@ def _likelihood(
   def open_partial() -> list:
     nonlocal partial
     if output is not None:
-      partial = PartialResults(output, {**identity, "by_token": by_token})
+      what = {**identity, "by_token": by_token}
+      figures = SUMS + by_token * model.config.data.length
+      partial = PartialResults(output, what, evaluator.total, figures)
     return list(partial.rows.items()) if partial else []
 
   done = {row: tuple(sums) for row, sums in processes.from_first(open_partial)}

@@ -256,7 +256,8 @@ def _check_decoding(require: _Require, decode: DecodeConfig) -> None:
     )
     right = "null unless commit=order, tokens_per_step=1, promotion=first, no threshold"
     require(options == plain, "decode.drafts", right)
-  require(decode.temperature >= 0, "decode.temperature", "0 or more")
+  drawn = decode.temperature >= 1e-6  # below, float32 cannot hold the scaled logits
+  require(drawn or decode.temperature == 0, "decode.temperature", "0, or at least 1e-6")
   for name in ("repetition_penalty", "length_penalty"):
     require(getattr(decode, name) > 0, f"decode.{name}", "above 0")
   for name in ("minimum_length", "length_penalty_start"):

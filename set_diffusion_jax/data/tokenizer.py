@@ -21,6 +21,21 @@ from set_diffusion_jax.data.vocabulary import (
 from set_diffusion_jax.errors import UserError
 
 
+def utf8(text: str) -> bytes:
+  """A text's bytes.
+
+  Raises:
+    UserError: it has half of a surrogate pair: that is what bytes that are no UTF-8
+      become on a command line, and what JSON can spell out.
+  """
+  try:
+    return text.encode()
+  except UnicodeEncodeError as error:
+    raise UserError(
+      f"text {text[:20]!r}: is no Unicode text, at character {error.start + 1}"
+    ) from None
+
+
 class ByteTokenizer:
   """UTF-8 bytes as ids 0..255; BOS, EOS, padding and [MASK] follow."""
 
@@ -30,7 +45,7 @@ class ByteTokenizer:
 
   def encode(self, text: str) -> np.ndarray:
     """Ids of a text, int32."""
-    return np.frombuffer(text.encode(), np.uint8).astype(np.int32)
+    return np.frombuffer(utf8(text), np.uint8).astype(np.int32)
 
   def encode_all(self, texts: Iterable[str]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """(ids, bytes of text that each id stands for), int32, of each text."""

@@ -1,5 +1,6 @@
 """From texts with gaps to finished texts: batching, stopping, and streaming."""
 
+import dataclasses
 import time
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -74,6 +75,7 @@ class Generation:
     length = -(-longest // BUCKET) * BUCKET
     if objective.config.method.single_set or longest <= trained < length:
       length = trained  # of masked diffusion, what is not wanted stays [MASK]
+    options = _within(options, length)
     mask = objective.mask_id
     tokens = np.full((self._rows, length), mask, np.int32)
     there = np.zeros((self._rows, length), bool)
@@ -171,6 +173,13 @@ class Generation:
         }
       )
     return rows
+
+
+def _within(options: DecodeConfig, length: int) -> DecodeConfig:
+  """The same options, where none counts more positions than there are."""
+  few = lambda count: None if count is None else min(count, length)
+  names = ("tokens_per_step", "window", "drafts")
+  return dataclasses.replace(options, **{n: few(getattr(options, n)) for n in names})
 
 
 _start = jax.jit(Decoder.start, static_argnums=(0, 3))

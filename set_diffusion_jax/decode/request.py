@@ -67,6 +67,10 @@ def check(
         f"{length} tokens, one has {longest}"
       )
   _check_unread(objective, options)
+  left = set(range(objective.network.vocab_size)) - set(options.forbidden)
+  left -= {objective.eos_id} if options.minimum_length else set()
+  if not left - {objective.mask_id}:
+    raise UserError("decode.forbidden: leaves no id to choose from")
 
 
 def _check_unread(objective: Objective, options: DecodeConfig) -> None:

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int, Key
 
+from set_diffusion_jax.errors import UserError
+
 # The first thing folded into a seed's key: training, evaluation and decoding with the
 # same seed stay independent.
 TRAIN, EVALUATE, DECODE, INIT = range(4)
@@ -13,9 +15,17 @@ TRAIN, EVALUATE, DECODE, INIT = range(4)
 # The coordinate of what all draws of a row share; draws themselves count from 0.
 SHARED_DRAW = 2**31 - 1
 
+SEEDS = 2**31  # JAX takes the lowest 32 bits of more, so that two seeds were one
+
 
 def stream_key(seed: int, stream: int) -> jax.Array:
-  """The root key of one of the streams above."""
+  """The root key of one of the streams above.
+
+  Raises:
+    UserError: a seed that has no key of its own.
+  """
+  if not 0 <= seed < SEEDS:
+    raise UserError(f"seed = {seed}: must be a whole number from 0 to 2**31 - 1")
   return jax.random.fold_in(jax.random.key(seed), stream)
 
 

@@ -20,7 +20,16 @@ class PartialResults:
     found: how many rows the file held when it was opened.
   """
 
-  def __init__(self, output: pathlib.Path, what: dict):
+  def __init__(self, output: pathlib.Path, what: dict, total: int, figures: int):
+    """Opens the file, or makes it.
+
+    Args:
+      output: of the whole evaluation.
+      what: is evaluated.
+      total: how many rows there are.
+      figures: of a row.
+    """
+    self._total, self._figures = total, figures
     self.path = output.with_name(output.name + ".partial")
     self.rows: dict[int, Row] = {}
     kept = 0
@@ -48,15 +57,24 @@ class PartialResults:
       )
     kept = len(lines[0])
     for line in lines[1:]:
-      try:
-        row, *figures = json.loads(line) if line.endswith("\n") else [None]
-      except (ValueError, TypeError):
-        break
+      row = self._row(line)
       if row is None:
         break
-      self.rows[row] = tuple(figures)
+      self.rows[row[0]] = row[1]
       kept += len(line)
     return kept
+
+  def _row(self, line: str) -> tuple[int, Row] | None:
+    """The row of a line; None if it is torn or damaged."""
+    try:
+      row, *figures = json.loads(line) if line.endswith("\n") else [None]
+    except (ValueError, TypeError):
+      return None
+    known = type(row) is int and 0 <= row < self._total
+    numbers = all(type(x) in (int, float) for x in figures)
+    if not (known and numbers and len(figures) == self._figures):
+      return None
+    return row, tuple(figures)
 
   def add(self, rows: dict[int, Row]) -> None:
     """Remembers rows, on disk when it returns."""
