@@ -29,11 +29,11 @@ def get_config(arguments: str = ""):
   )
   config.train.update(
     {
-      "steps": 1400,
+      "steps": 1200,
       "batch_size": 8,
       "log_every": 100,
       "evaluate_every": 200,
-      "checkpoint_every": 200,
+      "checkpoint_every": 400,
     }
   )
   config.evaluate.batch_size = 32

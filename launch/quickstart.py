@@ -3,7 +3,7 @@
 Trains a set diffusion model and an autoregressive one of the same size on the same
 tokens of embedded English text, compares them on held-out text, lets the set diffusion
 model fill a gap, and draws how both learnt and when each token was committed. About two
-minutes on two CPU cores.
+minutes and a half on two CPU cores.
 """
 
 import argparse
