@@ -299,8 +299,6 @@ class Model:
 
   def templates(self, texts: Sequence[str]) -> list[np.ndarray]:
     """Ids of texts with gaps, [MASK] where a token is wanted."""
-    for text in texts:
-      data.utf8(text)
     return [template(text, self.tokenizer, self.config.data.bos) for text in texts]
 
   def continued(
@@ -312,7 +310,6 @@ class Model:
     start = np.array([vocabulary.bos] * self.config.data.bos, np.int32)
     found = []
     for text in prompts:
-      data.utf8(text)
       ids = np.concatenate([start, self.tokenizer.encode(text)])
       if len(ids) >= length:
         raise UserError(

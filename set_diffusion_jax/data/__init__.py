@@ -23,7 +23,6 @@ from set_diffusion_jax.data.tokenizer import (
   load_tokenizer,
   restore_tokenizer,
   train_bpe,
-  utf8,
   with_vocabulary,
 )
 from set_diffusion_jax.data.vocabulary import Vocabulary
@@ -53,6 +52,5 @@ __all__ = [
   "restore_tokenizer",
   "train_bpe",
   "training_iterator",
-  "utf8",
   "with_vocabulary",
 ]

@@ -12,6 +12,7 @@ from set_diffusion_jax.data.vocabulary import (
   batches,
   between,
   bytes_between,
+  utf8,
 )
 from set_diffusion_jax.errors import UserError
 
@@ -53,6 +54,7 @@ class PieceTokenizer:
 
   def encode(self, text: str) -> np.ndarray:
     """Ids of a text, int32."""
+    utf8(text)
     return np.asarray(self._pieces.encode(text), np.int32)
 
   def encode_all(self, texts: Iterable[str]) -> Iterator[tuple[np.ndarray, np.ndarray]]:

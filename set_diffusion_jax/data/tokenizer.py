@@ -17,23 +17,9 @@ from set_diffusion_jax.data.vocabulary import (
   batches,
   between,
   bytes_between,
+  utf8,
 )
 from set_diffusion_jax.errors import UserError
-
-
-def utf8(text: str) -> bytes:
-  """A text's bytes.
-
-  Raises:
-    UserError: it has half of a surrogate pair: that is what bytes that are no UTF-8
-      become on a command line, and what JSON can spell out.
-  """
-  try:
-    return text.encode()
-  except UnicodeEncodeError as error:
-    raise UserError(
-      f"text {text[:20]!r}: is no Unicode text, at character {error.start + 1}"
-    ) from None
 
 
 class ByteTokenizer:
@@ -106,6 +92,7 @@ class JsonTokenizer:
 
   def encode(self, text: str) -> np.ndarray:
     """Ids of a text, int32."""
+    utf8(text)
     (found,) = self._tokenizer.encode_batch_fast([text], add_special_tokens=False)
     return np.asarray(found.ids, np.int32)
 

@@ -67,9 +67,9 @@ def check(
         f"{length} tokens, one has {longest}"
       )
   _check_unread(objective, options)
-  left = set(range(objective.network.vocab_size)) - set(options.forbidden)
-  left -= {objective.eos_id} if options.minimum_length else set()
-  if not left - {objective.mask_id}:
+  never = {objective.mask_id, *options.forbidden}
+  never |= {objective.eos_id} if options.minimum_length else set()
+  if len(never) == objective.network.vocab_size:
     raise UserError("decode.forbidden: leaves no id to choose from")
 
 

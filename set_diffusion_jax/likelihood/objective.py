@@ -59,7 +59,7 @@ class Objective:
 
   @property
   def has_drawn_orders(self) -> bool:
-    """Whether a draw gives exact nats under one of many orders."""
+    """Whether positions come one at a time in one of many orders."""
     return self.one_at_a_time and self.config.method.record.drawn
 
   @property
