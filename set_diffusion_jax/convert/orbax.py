@@ -45,7 +45,10 @@ class Reader:
     self._bytes = check_tree(step)
     self.meta = read_json(step / "meta" / "metadata")
     check_version(self.meta, str(step))
-    tree = read_json(self._state / _TREE)
+    try:
+      tree = read_json(self._state / _TREE)
+    except UserError as error:
+      raise UserError(f"{step}: is damaged or incomplete ({error})") from None
     self._driver = "zarr3" if tree.get("use_zarr3") else "zarr"
     self._ocdbt = bool(tree.get("use_ocdbt"))
     stored = _paths(self._state / _TREE, tree)
@@ -169,10 +172,10 @@ def _paths(file: pathlib.Path, tree: Mapping) -> list[tuple[str, ...]]:
 
 
 def _kvstore(state: pathlib.Path, name: str, ocdbt: bool) -> dict:
-  base = f"file://{state.absolute()}/"
+  base = {"driver": "file", "path": f"{state.absolute()}/"}  # no URL: names are bytes
   if ocdbt:
     return {"driver": "ocdbt", "base": base, "path": f"{name}/"}
-  return {"driver": "file", "path": f"{state.absolute()}/{name}/"}
+  return {**base, "path": f"{base['path']}{name}/"}
 
 
 class Writer:
