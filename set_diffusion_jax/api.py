@@ -70,15 +70,15 @@ class Model:
       digest.update(np.ascontiguousarray(leaf))  # one leaf at a time is on the host
     return digest.hexdigest()
 
-  def evaluator(self, by_token: bool = False) -> Evaluator:
+  def evaluator(self, by: str | None = None) -> Evaluator:
     """Evaluates on the held-out text of the configuration, over all devices.
 
-    With `by_token` the nats of single tokens stand beside the sums; see `Evaluator`.
+    With `by` nats by "token" or by "rank" stand beside the sums; see `Evaluator`.
     """
     c = self.config
     held_out = data.load_validation(c.data, self.tokenizer, c.evaluate.stride)
     mesh = sharding.make_mesh(MeshConfig())
-    return Evaluator(self._objective(mesh), held_out, mesh, by_token)
+    return Evaluator(self._objective(mesh), held_out, mesh, by)
 
   def protocol(self, held_out: data.Blocks) -> dict:
     """What a perplexity of `evaluator` depends on besides the weights."""

@@ -234,6 +234,12 @@ def test_evaluate_by_token_and_its_errors(home, tmp_path, capsys):
   held_out = model.evaluator().held_out
   every = np.concatenate([held_out[i]["tokens"][1:] for i in range(len(held_out))])
   assert ids == every[: len(ids)].tolist()
+  assert cli.main([*base, "--draws=3", "--by=rank", by[1]]) == 0
+  ranks = [json.loads(line) for line in tokens.read_text().splitlines()]
+  assert all(row["rank"] == [0] for row in ranks)  # masked diffusion has one set
+  for by_rank, by_token in zip(ranks, rows, strict=True):
+    assert by_rank["tokens"] == [len(by_token["nats"])]
+    assert by_rank["nats"] == pytest.approx([sum(by_token["nats"])], rel=1e-5)
   fails(capsys, [*base, by[0]], "--by=token: needs --by-output")
   fails(capsys, [*base, by[1]], "needs --by=token")
   fails(capsys, [*base, *by, "--zero-shot=ptb"], "--by=token", "--zero-shot")

@@ -128,13 +128,16 @@ def _evaluate(parser: argparse.ArgumentParser) -> None:
     "--order", help='"left_to_right" or a .npy file of positions: exact log p under it'
   )
   parser.add_argument(
-    "--by", choices=("token",), help="write nats of single tokens to --by-output, too"
+    "--by",
+    choices=("token", "rank"),
+    help="write nats of single tokens, or of the sets in their order, to --by-output",
   )
   parser.add_argument(
     "--by-output",
     type=pathlib.Path,
     metavar="FILE.jsonl",
-    help='a line for each sequence: "sequence", "position", "token" (id) and "nats"',
+    help='a line for each sequence: "sequence"; "position" and "token" (id), or "rank" '
+    'and "tokens" (how many); "nats"',
   )
   parser.add_argument(
     "--zero-shot",
