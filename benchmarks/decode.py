@@ -2,8 +2,8 @@
 
 6 layers of width 256, vocabulary 4,096, texts of 256 tokens with prompts of 32. The
 peer decodes one text at a time, with a growing cache where the method has one, as the
-published code does; both decode greedily, and the tokens of the first text must be the same. Runs alternate, ours
-and the peer's; figures are medians.
+published code does; both decode greedily, and the tokens of the first text must be the
+same. Runs alternate, ours and the peer's; figures are medians.
 """
 
 from collections.abc import Iterator
