@@ -30,6 +30,7 @@ def evaluate(arguments: argparse.Namespace, changes: Sequence[str]) -> None:
     figures = _likelihood(model, arguments.output, "evaluate", *detail)
     if processes.is_first():
       _print_figures(figures)
+      _print_young_average(model, arguments.weights)
     return
   every = {}
   for name in zero_shot_names(arguments.zero_shot):
@@ -44,7 +45,20 @@ def evaluate(arguments: argparse.Namespace, changes: Sequence[str]) -> None:
     if processes.is_first():
       print(f"{name:12} perplexity {value}{spread}  {bound}")
   if processes.is_first():
+    _print_young_average(model, arguments.weights)
     write(arguments.output, {"zero_shot": every})
+
+
+def _print_young_average(model, weights: str | None) -> None:
+  """Says it where the figures are those of an EMA that is still close to its start."""
+  from set_diffusion_jax.training.state import young_average
+
+  config = model.config
+  if (weights or config.evaluate.weights) != "ema":
+    return
+  young = young_average(config.optimizer, model.step)
+  if young is not None:
+    print(f"{'weights':15} {young}")
 
 
 def _check_by(arguments: argparse.Namespace) -> None:
