@@ -196,9 +196,7 @@ def test_a_text_without_ids_is_refused():
   tokenizer = data.JsonTokenizer(file({"the": 0}))
   np.testing.assert_array_equal(tokenizer.encode("the"), [0])
   for encode in (tokenizer.encode, lambda text: list(tokenizer.encode_all([text]))):
-    with pytest.raises(
-      UserError, match="text 'the mill.*cannot encode it .*unknown|UNK"
-    ):
+    with pytest.raises(UserError, match=r"text .the mill.*cannot encode it .*UNK"):
       encode("the mill")
   assert "does not take every text" in lost_text(tokenizer)
 

@@ -19,7 +19,8 @@ from set_diffusion_jax.data.vocabulary import (
 from set_diffusion_jax.errors import UserError
 from set_diffusion_jax.inputs.pieces import check_pieces
 
-STORED = "tokenizer.model.base64"  # its name among a checkpoint's files
+FILE = "tokenizer.model"
+STORED = f"{FILE}.base64"  # its name among a checkpoint's files
 
 
 class PieceTokenizer:
@@ -116,7 +117,7 @@ class PieceTokenizer:
   @property
   def file(self) -> tuple[str, bytes]:
     """Name and content of the file that it is."""
-    return "tokenizer.model", self.model
+    return FILE, self.model
 
   def describe(self) -> dict:
     """What a checkpoint stores; see `restore_tokenizer`."""

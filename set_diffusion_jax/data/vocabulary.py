@@ -82,6 +82,14 @@ def count(runs: Runs) -> int:
   return sum(after - first for first, after in runs)
 
 
+def among(runs: Runs, size: int) -> np.ndarray:
+  """Which of the ids below `size` are in runs of them: bool [size]."""
+  found = np.zeros(size, bool)
+  for first, after in runs:
+    found[first:after] = True
+  return found
+
+
 def batches(texts: Iterable[str], characters: int = 2**20) -> Iterator[list[str]]:
   """Texts in lists of about so many characters."""
   batch, size = [], 0
