@@ -56,9 +56,10 @@ class Model:
     return self._objective(None)
 
   def _objective(self, mesh: Mesh | None) -> Objective:
-    vocabulary = self.tokenizer.vocabulary
+    tokenizer, vocabulary = self.tokenizer, self.tokenizer.vocabulary
     network = build_network(self.config.model, vocabulary.size, mesh)
-    return Objective(self.config, network, vocabulary.mask, vocabulary.eos)
+    ids = vocabulary.mask, vocabulary.eos
+    return Objective(self.config, network, *ids, tokenizer.unused)
 
   @functools.cached_property
   def weights_digest(self) -> str:
@@ -104,6 +105,11 @@ class Model:
         "none": None,
       }[c.data.eos],
     )
+    without = data.count(self.tokenizer.unused)
+    over = {
+      "rows": f"all rows, {without} of them without a token",
+      "tokens": f"rows with a token; {without} without one are left out",
+    }
     return {
       "checkpoint_step": self.step,
       "method": c.method.name,
@@ -126,6 +132,7 @@ class Model:
       "levels": c.evaluation_levels,
       "seed": c.evaluate.seed,
       "compat": c.compat,
+      **({"softmax": over[c.evaluate.softmax]} if without else {}),
     }
 
   def nelbo(

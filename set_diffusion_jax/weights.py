@@ -83,15 +83,10 @@ def _read_foreign(path: pathlib.Path, weights: str | None, mesh: Mesh) -> Stored
   source = open_source(path, weights)
   params = source.tree()
   layout = sharding.state_shardings(params, mesh)
-  described = {
-    "name": source.tokenizer,
-    **dataclasses.asdict(source.vocabulary),
-    "files": source.files,
-  }
   return Stored(
     source.config,
     sharding.place(params, layout),
-    data.restore_tokenizer(described),
+    data.restore_tokenizer(source.described),
     source.step or 0,
     {"notes": source.notes},
   )

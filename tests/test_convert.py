@@ -325,7 +325,8 @@ def test_method_without_published_counterpart(tmp_path):
 def test_tokenizer_and_decode_files_travel(tmp_path):
   first = reference("setdlm_dit", tmp_path / "first", tokenizer_name="gpt2")
   texts = {
-    "tokenizer.json": '{"model": "größe"}',
+    "tokenizer.json": '{"model": {"type": "WordLevel", "vocab": {"größe": 0}, '
+    '"unk_token": "größe"}}',
     "tokenizer_config.json": "{}",
     "generation_config.json": '{"max_window_size": 4}',
   }

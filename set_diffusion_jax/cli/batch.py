@@ -38,6 +38,8 @@ def show_batch(config: Config, rows: int) -> dict:
     "source": config.data.source,
     "tokenizer": corpus.tokenizer.name,
     "vocabulary": vocabulary.size,
+    "rows_without_token": data.count(corpus.tokenizer.unused),
+    "tokenizer_facts": data.facts(corpus.tokenizer),
     **{k: v for k, v in corpus.fingerprint.items() if k.endswith(("ences", "ments"))},
     "rows": size,
     "length": config.data.length,
@@ -90,6 +92,7 @@ def _print_figures(config: Config, f: dict) -> None:
   print(
     f"source     {f['source']}, tokenizer {f['tokenizer']}, {f['vocabulary']:,} ids"
   )
+  print("tokenizer  " + "\n           ".join(f["tokenizer_facts"]))
   print(
     f"train      {count:,} {unit}; held out {f['validation_sequences']:,} sequences"
   )

@@ -202,6 +202,8 @@ def _print_figures(figures: dict) -> None:
   print(f"{'bound':15} {figures['bound']}")
   counted = f"{figures['tokens']:,} tokens, {figures['bytes']:,} bytes"
   print(f"{'counted':15} {counted}, {figures['sequences']:,} sequences")
+  if softmax := figures["protocol"].get("softmax"):
+    print(f"{'softmax':15} over {softmax}")
   levels = figures["protocol"]["levels"]
   by = {"counts": ", by counts", "uniform": ", by noise levels", None: ""}[levels]
   print(f"{'draws':15} {figures['draws']}{by}")

@@ -14,6 +14,7 @@ from set_diffusion_jax.convert.to_orbax import write_orbax
 from set_diffusion_jax.convert.to_pytorch import write_pytorch
 from set_diffusion_jax.convert.transfer import Cast
 from set_diffusion_jax.convert.verify import verify_logits, verify_result
+from set_diffusion_jax.data import JsonTokenizer, restore_tokenizer
 from set_diffusion_jax.errors import UserError
 
 SHARD_SIZE = 5 * 10**9  # bytes, as Transformers shards
@@ -83,6 +84,8 @@ def convert(
     raise UserError(f"--shard-size={shard_size}: must be at least 1 byte")
   source, destination = pathlib.Path(source), pathlib.Path(destination)
   opened = open_source(source, weights)
+  if opened.tokenizer == JsonTokenizer.name:
+    restore_tokenizer(opened.described)  # damaged: refused before anything is written
   cast = Cast(opened, dtype)
   verified, difference = 0, None
   with fresh_directory(destination) as fresh:

@@ -20,6 +20,8 @@ from set_diffusion_jax.convert.tensors import (
   read_safetensors,
   read_shards,
 )
+from set_diffusion_jax.convert.tokenizer_files import kind as kind_of
+from set_diffusion_jax.convert.tokenizer_files import read_pieces
 from set_diffusion_jax.convert.training import Weights, read_pickled, weights
 from set_diffusion_jax.data import Vocabulary
 from set_diffusion_jax.errors import UserError
@@ -92,6 +94,13 @@ class Source:
       return self.reader.read(parameter, piece)
     tensor = self.reader[parameter.tensor_name(piece.layer)]
     return parameter.from_rows(tensor.read(piece.start, piece.stop), piece)
+
+  @property
+  def described(self) -> dict:
+    """What `data.restore_tokenizer` makes the tokenizer of."""
+    ids = dataclasses.asdict(self.vocabulary)
+    described = {"name": self.tokenizer, **ids, "used_ids": self.used_ids}
+    return {**described, "files": self.files}
 
   def tree(self) -> dict:
     """The whole parameter tree, widened to float32."""
@@ -233,7 +242,7 @@ def _pytorch(path: pathlib.Path, kind: str | None) -> Source:
     name: _text(folder / name)
     for name in (*TOKENIZER_FILES, GENERATION)
     if (folder / name).is_file()
-  }
+  } | read_pieces(folder)
   return Source(
     path=path,
     format="pytorch",
@@ -249,7 +258,7 @@ def _pytorch(path: pathlib.Path, kind: str | None) -> Source:
     published=values,
     qwen3=qwen3,
     files=files,
-    tokenizer="json" if "tokenizer.json" in files else "ids",
+    tokenizer=kind_of(files),
     evaluation=None,
     notes=notes,
     weights_from=None,

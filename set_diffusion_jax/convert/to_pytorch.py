@@ -19,6 +19,7 @@ from set_diffusion_jax.convert.published import (
 from set_diffusion_jax.convert.settings import read_settings
 from set_diffusion_jax.convert.source import QWEN3_FOLDER, Source
 from set_diffusion_jax.convert.tensors import WEIGHT_DTYPES
+from set_diffusion_jax.convert.tokenizer_files import write_file
 from set_diffusion_jax.convert.torch_directory import Planned, SafetensorsWriter
 from set_diffusion_jax.convert.transfer import Cast, transfer
 from set_diffusion_jax.errors import UserError
@@ -65,7 +66,7 @@ def write_pytorch(
   if here and source.config.method.record.published == "SetDLM":
     files[GENERATION] = write_json(generation_config(source.config, source.vocabulary))
   for name, text in files.items():
-    (fresh / name).write_text(text, encoding="utf-8")
+    write_file(fresh, name, text)
   card = model_card(source, ", ".join(names), evaluation or source.evaluation)
   (fresh / "README.md").write_text(card, encoding="utf-8")
 
