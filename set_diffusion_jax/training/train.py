@@ -167,7 +167,7 @@ def train(
     CompileTime() as compiled,
     Trace(directory / "profile" if profile and writes else None, first) as trace,
   ):
-    for line in (run.objective.where(), *news):
+    for line in (run.objective.where(), *run.corpus.notes, *news):
       progress.say(line)
     journal = Journal(run, writer, progress, compiled, first)
     loop = Loop(run, evaluator, batches, checkpoints, journal, preemption, weights_from)
