@@ -46,6 +46,11 @@ class Found:
   line_ends: int = 0
   returns: int = 0
 
+  @classmethod
+  def of(cls, table: dict) -> "Found":
+    """From the counts of a table that may have other entries besides."""
+    return cls(**{f.name: table.get(f.name, 0) for f in dataclasses.fields(cls)})
+
   def __add__(self, other: "Found") -> "Found":
     mine, others = dataclasses.astuple(self), dataclasses.astuple(other)
     return Found(*(a + b for a, b in zip(mine, others, strict=True)))
