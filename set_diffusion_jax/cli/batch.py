@@ -52,7 +52,12 @@ def show_batch(config: Config, rows: int) -> dict:
     "longest": int(lengths.max()),
     "slots_per_second": _rate(batches, size * config.data.length),
   }
+  for side in ("train", "validation"):
+    if (cut := corpus.fingerprint.get(f"{side}_cut_off")) is not None:
+      figures[f"{side}_cut_off"] = cut
   _print_figures(config, figures)
+  for note in corpus.notes:
+    print(f"note       {note}")
   colour = sys.stdout.isatty()
   for row in range(min(rows, size)):
     kinds = np.where(context[row], _CONTEXT, np.where(masked[row], _MASKED, _SEEN))

@@ -118,7 +118,8 @@ def _likelihood(
   with Progress(
     evaluator.total, len(done), label, "sequence", active=first
   ) as progress:
-    progress.say(evaluator.objective.where())
+    for line in (evaluator.objective.where(), *evaluator.held_out.notes):
+      progress.say(line)
     if done:
       progress.say(f"continues from sequence {len(done)} of {evaluator.total}")
 

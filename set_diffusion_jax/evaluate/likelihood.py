@@ -2,6 +2,7 @@
 
 import collections
 import functools
+import pathlib
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import NamedTuple
@@ -25,6 +26,7 @@ from set_diffusion_jax.errors import UserError
 from set_diffusion_jax.evaluate.clip import Clip, SetLosses, search_clip, set_losses
 from set_diffusion_jax.evaluate.figures import Likelihood, draw_variance, mixture_nats
 from set_diffusion_jax.evaluate.partial import Row
+from set_diffusion_jax.inputs.arrays import read_array
 from set_diffusion_jax.likelihood.loss import weighted
 from set_diffusion_jax.likelihood.objective import Objective
 
@@ -154,12 +156,7 @@ def _read_order(order: str, length: int, sequences: int) -> np.ndarray | None:
   if order == "left_to_right":
     return np.arange(length, dtype=np.int32)[None]
   where = f'evaluate.order = "{order}"'
-  try:
-    position = np.load(order, allow_pickle=False)
-  except (OSError, ValueError, EOFError) as error:
-    reason = getattr(error, "strerror", None) or "not an array of numbers"
-    raise UserError(f"{where}: {reason}; give a .npy file of positions") from None
-  position = np.atleast_2d(position)
+  position = np.atleast_2d(read_array(pathlib.Path(order), where))
   if position.shape not in ((1, length), (sequences, length)):
     right = f"must be [{length}] or [{sequences}, {length}]"
     raise UserError(f"{where}: has shape {list(position.shape)}, {right}")

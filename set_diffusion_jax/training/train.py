@@ -169,7 +169,7 @@ def train(
     Trace(directory / "profile" if profile and writes else None, first) as trace,
   ):
     lost = data.lost_text(run.corpus.tokenizer)
-    for line in filter(None, (run.objective.where(), lost, *news)):
+    for line in filter(None, (run.objective.where(), lost, *run.corpus.notes, *news)):
       progress.say(line)
     journal = Journal(run, writer, progress, compiled, first)
     loop = Loop(run, evaluator, batches, checkpoints, journal, preemption, weights_from)
