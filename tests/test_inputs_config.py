@@ -113,8 +113,8 @@ CHANGES = [
   {"intermediate_size": 25},
   {"vocab_size": 31},
   *({"max_position_embeddings": n} for n in (0, -1, 64.0, True, None)),
-  *({"rms_norm_eps": x} for x in (0, -1e-6, "1e-6", True)),
-  *({"rope_theta": x} for x in (0, -1.0, "1e6", True, None, 10**400)),
+  *({"rms_norm_eps": x} for x in (0, -1e-6, "1e-6", True, 1e30)),
+  *({"rope_theta": x} for x in (0, -1.0, "1e6", True, None, 10**400, 1e300)),
   *({"tie_word_embeddings": x} for x in (False, 1, "true", None)),
   *({"hidden_act": x} for x in ("gelu", "relu", 1)),
   {"hidden_activation": "gelu"},
@@ -152,9 +152,7 @@ CHANGES = [
 def test_a_field_that_would_change_the_model(tmp_path, change):
   (name,) = change
   shown = repr(name) if "\n" in name else name
-  refused(
-    plain(tmp_path / "q", **change), shown, "; must be " if name[0] != "t" else ""
-  )
+  refused(plain(tmp_path / "q", **change), shown, "; must be ")
 
 
 SCALINGS = [
@@ -296,7 +294,9 @@ def test_a_head_that_is_missing(tmp_path):
 @pytest.mark.torch
 @pytest.mark.filterwarnings("ignore")
 def test_transformers_leaves_out_the_head_of_a_tied_model(tmp_path):
-  transformers = pytest.importorskip("transformers", maxversion="5")
+  transformers = pytest.importorskip("transformers")
+  if not transformers.__version__.startswith("4."):
+    pytest.skip("version 4 alone is followed")
   folder = plain(tmp_path / "q", tensors(head=1))
   path = folder / "model.safetensors"
   entries = {"__metadata__": {"format": "pt"}}
@@ -452,6 +452,7 @@ DIT_CHANGES = [
   {"backbone_config": {"hidden_size": 64}},
   {"backbone_config": {"vocab_size": 63}},
   {"backbone_config": {"n_heads": 0}},
+  *({"backbone_config": {"dropout": x}} for x in (1, -0.1, "0")),
   {"backbone_config": {"is_esolm_backbone": True}},
   {"backbone_config": {"qk_norm": True}},
   {"noise_config": {"power": 2}},
@@ -509,6 +510,7 @@ OLDER = {
     {"hidden_dim": 16},
     {"vocab_size": 60},
     {"causal": True},
+    {"cross_attn": False},
     {"model_type": "udlm"},
     {"cfg": True},
     {"mask_token_id": 5},

@@ -3,12 +3,8 @@
 from collections.abc import Mapping
 
 from set_diffusion_jax.convert.ids import NAMES, check_tokens
-from set_diffusion_jax.convert.qwen3 import (
-  OF_NO_EFFECT,
-  Shapes,
-  count_layers,
-  shape_of,
-)
+from set_diffusion_jax.convert.qwen3 import OF_NO_EFFECT
+from set_diffusion_jax.convert.shapes import Shapes, count_layers, shape_of
 from set_diffusion_jax.data import Vocabulary
 from set_diffusion_jax.inputs.fields import Fields
 
@@ -52,12 +48,19 @@ def _model(fields: Fields, shapes: Shapes, width: str, layers: str) -> dict:
     "width": fields(width, int),
     "heads": fields.positive("n_heads", int),
     "ffn": rows,
-    "dropout": fields("dropout", float, 0.0),
+    "dropout": _dropout(fields),
     "adaln": fields("adaln", bool, True),
     "condition_width": fields.positive("cond_dim", int, 128),
     "norm_epsilon": EPSILON,
     "rotary_base": BASE,
   }
+
+
+def _dropout(fields: Fields) -> float:
+  rate = fields("dropout", float, 0.0)
+  if not 0 <= rate < 1:
+    fields.wrong("dropout", "from 0 to below 1")
+  return rate
 
 
 def read_older(
@@ -99,11 +102,12 @@ def read_older(
   block = fields.get("block_size") is not None
   if block and fields.positive("block_size", int) < length:
     settings["method"] = {"name": "block", "block_size": fields("block_size", int)}
+    fields.only({"cross_attn": (True,)})  # the clean text is there to be seen
   settings["data"] = {"length": length, "bos": False}
   settings["corruption"] = {"schedule": "linear" if block else "log_linear"}
   ends = ("sampling_eps_min", "sampling_eps_max")
   levels = [fields(end, float) for end in ends if fields.get(end) is not None]
-  if len(levels) == 2 and settings["method"]["name"] == "block":
+  if len(levels) == 2 and "block_size" in settings["method"]:
     settings["corruption"].update(zip(("t_min", "t_max"), levels, strict=True))
   _check_ids(fields, {"mask_token_id": size - 1}, size - 2)
   fields.finish((*_OLDER_OF_NO_EFFECT, *OF_NO_EFFECT))

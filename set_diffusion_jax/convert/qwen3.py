@@ -1,17 +1,18 @@
 """A Qwen3 configuration of Transformers, checked against the tensors it came with."""
 
 import pathlib
-import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
 from set_diffusion_jax.convert.ids import NAMES, plain_ids
+from set_diffusion_jax.convert.shapes import Shapes, count_layers, shape_of
 from set_diffusion_jax.data import Vocabulary
 from set_diffusion_jax.errors import UserError
 from set_diffusion_jax.inputs.fields import Fields
 
 BACKBONE_CONFIG = "backbone_config.json"  # Qwen3's own, beside a published config.json
 EPSILON = 1e-6  # of every released Qwen3
+_LARGEST_BASE = 1e12  # longer waves than any text
 # The rotary base by the name of a released model; all have the same epsilon.
 BASES = {
   **{
@@ -70,30 +71,12 @@ _WRAPPER = """
   trust_remote_code use_causal_mask
 """.split()
 
-Shapes = Mapping[str, tuple[int, ...]]
-
 
 class Backbone(NamedTuple):
   """A Qwen3 configuration that came with a published one, and the file it is from."""
 
   path: pathlib.Path
   values: Mapping
-
-
-def count_layers(shapes: Shapes) -> int:
-  """Blocks that the canonical names mention."""
-  found = (re.match(r"(?:layers|blocks)\.(\d+)\.", name) for name in shapes)
-  return len({match[1] for match in found if match})
-
-
-def shape_of(path: pathlib.Path, shapes: Shapes, name: str, axes: int):
-  """The shape of a tensor that must be there, with so many axes above 0."""
-  found = shapes.get(name, ())
-  if len(found) != axes or 0 in found:
-    right = f"a tensor of {axes} axes is needed"
-    said = f"is {list(shapes[name])}" if name in shapes else "is missing"
-    raise UserError(f"{path.parent}: {name} {said}; {right}")
-  return found
 
 
 def sizes_of(path: pathlib.Path, shapes: Shapes) -> dict[str, int]:
@@ -153,6 +136,8 @@ def read_qwen3(
   said: dict = {}
   if fields.get("rms_norm_eps") is not None:
     said["norm_epsilon"] = fields.positive("rms_norm_eps", float)
+    if said["norm_epsilon"] >= 1:
+      fields.wrong("rms_norm_eps", "below 1")
   base = _rotary_base(fields)
   if base is not None:
     said["rotary_base"] = base
@@ -179,7 +164,7 @@ def _rotary_base(fields: Fields) -> float | None:
   """
   found = {}
   if fields.get("rope_theta") is not None:
-    found["rope_theta"] = fields.positive("rope_theta", float)
+    found["rope_theta"] = _base(fields)
   for name in ("rope_scaling", "rope_parameters"):
     if fields.get(name) is None:
       continue
@@ -187,12 +172,19 @@ def _rotary_base(fields: Fields) -> float | None:
     group.only(dict.fromkeys(("type", "rope_type"), ("default",)))
     group.only(dict.fromkeys(("factor", "partial_rotary_factor"), (1,)))
     if group.get("rope_theta") is not None:
-      found[name] = group.positive("rope_theta", float)
+      found[name] = _base(group)
     group.finish(())
   if len(set(found.values())) > 1:
     values = ", ".join(f"{value:g} in {name}" for name, value in found.items())
     fields.wrong("rope_theta", f"the same wherever it is said, not {values}")
   return next(iter(found.values()), None)
+
+
+def _base(fields: Fields) -> float:
+  base = fields("rope_theta", float)
+  if not 1 < base <= _LARGEST_BASE:
+    fields.wrong("rope_theta", f"above 1 and at most {_LARGEST_BASE:g}")
+  return base
 
 
 def qwen3_model(sizes: Mapping[str, int], said: Mapping) -> dict:

@@ -17,11 +17,10 @@ from set_diffusion_jax.convert.noise import METHODS, read_method
 from set_diffusion_jax.convert.qwen3 import (
   OF_NO_EFFECT,
   Backbone,
-  Shapes,
   plain_qwen3,
-  shape_of,
   wrapped_qwen3,
 )
+from set_diffusion_jax.convert.shapes import Shapes, shape_of
 from set_diffusion_jax.data import Vocabulary
 from set_diffusion_jax.errors import UserError
 from set_diffusion_jax.inputs.fields import Fields

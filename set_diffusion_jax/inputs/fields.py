@@ -37,7 +37,7 @@ class Fields:
     value = self.get(name)
     if value is None:
       value = default
-    if kind is float and type(value) is int and abs(value) <= LARGEST:
+    if kind is float and type(value) is int and abs(value) < 2**53:
       value = float(value)
     wrong = type(value) is not kind
     if wrong or (kind is float and not math.isfinite(value)):
