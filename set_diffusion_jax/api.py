@@ -378,11 +378,15 @@ def _file_digest(order: str) -> str | None:
   return hashlib.sha256(pathlib.Path(order).read_bytes()).hexdigest()
 
 
-def load(path: str | pathlib.Path, weights: str | None = None) -> Model:
+def load(
+  path: str | pathlib.Path,
+  weights: str | None = None,
+  backbone_config: str | pathlib.Path | None = None,
+) -> Model:
   """The model of a checkpoint; see `read_weights` for the arguments.
 
   The weights are replicated on all devices, whatever mesh they were trained on.
   """
   sharding.check_backend()
-  stored = read_weights(path, weights)
+  stored = read_weights(path, weights, backbone_config=backbone_config)
   return Model(stored.config, stored.params, stored.tokenizer, stored.step)

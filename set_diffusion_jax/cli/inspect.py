@@ -34,6 +34,7 @@ def convert(arguments: argparse.Namespace) -> None:
     shard_size=round(arguments.shard_size * 10**9),
     verify=arguments.verify,
     evaluation=figures,
+    backbone_config=arguments.backbone_config,
   )
   print(f"{report.direction}: {report.destination}")
   kind = f", {report.weights} weights" if report.weights else ""
@@ -69,7 +70,9 @@ def inspect(arguments: argparse.Namespace, configuration: Sequence[str]) -> None
   if configuration:
     raise UserError(f"{configuration[0]}: a checkpoint has its own")
   check_output(arguments.output)
-  description = describe(arguments.checkpoint)
+  description = describe(
+    arguments.checkpoint, backbone_config=arguments.backbone_config
+  )
   print(description_text(description))
   write(arguments.output, description)
 

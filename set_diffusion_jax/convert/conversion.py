@@ -56,6 +56,7 @@ def convert(
   shard_size: int = SHARD_SIZE,
   verify: bool = False,
   evaluation: Mapping | None = None,
+  backbone_config: str | pathlib.Path | None = None,
 ) -> Report:
   """Converts a checkpoint; the direction follows from the source.
 
@@ -72,6 +73,8 @@ def convert(
       installed, also compares logits with a forward pass of PyTorch, which takes both
       models in memory.
     evaluation: figures for the model card, as `evaluate --output` writes them.
+    backbone_config: a Qwen3 configuration of Transformers, for a published directory
+      that names its Qwen3 by a name that is not known here.
 
   Raises:
     UserError: a source or a destination that cannot be used, in one line.
@@ -83,7 +86,7 @@ def convert(
   if shard_size < 1:
     raise UserError(f"--shard-size={shard_size}: must be at least 1 byte")
   source, destination = pathlib.Path(source), pathlib.Path(destination)
-  opened = open_source(source, weights)
+  opened = open_source(source, weights, backbone_config)
   if opened.tokenizer == JsonTokenizer.name:
     restore_tokenizer(opened.described)  # damaged: refused before anything is written
   cast = Cast(opened, dtype)

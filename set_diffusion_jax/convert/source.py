@@ -9,14 +9,13 @@ import numpy as np
 from set_diffusion_jax import workdir
 from set_diffusion_jax.config import Config
 from set_diffusion_jax.convert import layout, orbax
-from set_diffusion_jax.convert.generation import GENERATION, with_generation
+from set_diffusion_jax.convert.directory import read_directory
+from set_diffusion_jax.convert.generation import GENERATION
 from set_diffusion_jax.convert.layout import Parameter, Piece
 from set_diffusion_jax.convert.pickled import Archive
-from set_diffusion_jax.convert.settings import Fields, read_settings, with_levels
 from set_diffusion_jax.convert.tensors import (
   WEIGHT_DTYPES,
   Tensor,
-  read_json,
   read_safetensors,
   read_shards,
 )
@@ -27,7 +26,6 @@ from set_diffusion_jax.data import Vocabulary
 from set_diffusion_jax.errors import UserError
 from set_diffusion_jax.training.metrics import read_metrics
 
-QWEN3_FOLDER = "qwen3"  # of the plain Qwen3 configuration, in a written directory
 PICKLED = (".bin", ".ckpt", ".pt", ".pth")
 # Travel as text, both ways.
 TOKENIZER_FILES = (
@@ -117,13 +115,19 @@ class Source:
     return tree
 
 
-def open_source(path: pathlib.Path, kind: str | None = None) -> Source:
+def open_source(
+  path: pathlib.Path,
+  kind: str | None = None,
+  backbone_config: str | pathlib.Path | None = None,
+) -> Source:
   """Weights of any supported format, detected.
 
   Args:
     path: a work directory, its `checkpoints/STEP`, a PyTorch-format directory, or a
       file of tensors with its `config.json` beside it.
     kind: "ema" or "raw"; None: EMA where there is a choice.
+    backbone_config: a Qwen3 configuration of Transformers, for a published directory
+      that names its Qwen3 by a name that is not known here.
 
   Raises:
     UserError: not a checkpoint, damaged, or not a model that this project has.
@@ -131,7 +135,12 @@ def open_source(path: pathlib.Path, kind: str | None = None) -> Source:
   if not path.exists():
     raise UserError(f"{path}: no such file or directory")
   step = _step(path)
-  return _orbax(step, kind) if step is not None else _pytorch(path, kind)
+  if step is None:
+    return _pytorch(path, kind, backbone_config)
+  if backbone_config is not None:
+    right = f"left out: {path} is a work directory, which has its own"
+    raise UserError(f"--backbone-config={backbone_config}: must be {right}")
+  return _orbax(step, kind)
 
 
 def _step(path: pathlib.Path) -> pathlib.Path | None:
@@ -218,31 +227,21 @@ def _evaluation(step: pathlib.Path) -> dict | None:
   return None
 
 
-def _pytorch(path: pathlib.Path, kind: str | None) -> Source:
+def _pytorch(path: pathlib.Path, kind: str | None, backbone_config) -> Source:
   folder = path if path.is_dir() else path.parent
   found = _weights(path, kind)
-  file = folder / "config.json"
-  if not file.exists():
-    raise UserError(f"{folder}: has no config.json; the published one is needed")
-  values = read_json(file)
-  values = values.get("hf_config", values)
-  plain = folder / QWEN3_FOLDER / "config.json"
-  qwen3 = read_json(plain) if plain.exists() else None
-  shapes = {name: tensor.shape for name, tensor in found.tensors.items()}
-  settings = with_levels(read_settings(file, values, shapes, qwen3), found.levels)
-  generation = folder / GENERATION
-  if generation.exists():
-    settings = with_generation(settings, Fields(generation, read_json(generation)))
-  notes = [*settings.notes, *(f"{name}: is left out" for name in found.dropped)]
-  tensors = dict(found.tensors)
-  parameters = layout.parameters(settings.config.model, settings.vocabulary.size)
-  buffers = _take_buffers(path, tensors, settings.config)
-  dtypes = _check_tensors(path, tensors, parameters)
   files = {
     name: _text(folder / name)
     for name in (*TOKENIZER_FILES, GENERATION)
     if (folder / name).is_file()
-  } | read_pieces(folder)
+  }
+  files |= read_pieces(folder)
+  directory = read_directory(folder, found, files, backbone_config)
+  settings, tensors = directory.settings, directory.tensors
+  notes = [*settings.notes, *(f"{name}: is left out" for name in found.dropped)]
+  parameters = layout.parameters(settings.config.model, settings.vocabulary.size)
+  buffers = _take_buffers(path, tensors, settings.config)
+  dtypes = _check_tensors(path, tensors, parameters)
   return Source(
     path=path,
     format="pytorch",
@@ -255,8 +254,8 @@ def _pytorch(path: pathlib.Path, kind: str | None) -> Source:
     dtypes=dtypes,
     reader=tensors,
     buffers=buffers,
-    published=values,
-    qwen3=qwen3,
+    published=directory.published,
+    qwen3=directory.backbone,
     files=files,
     tokenizer=kind_of(files),
     evaluation=None,
