@@ -7,6 +7,8 @@ import pathlib
 from set_diffusion_jax.config import Config
 from set_diffusion_jax.data.pipeline import FIGURES
 from set_diffusion_jax.errors import UserError
+from set_diffusion_jax.inputs.names import step_number
+from set_diffusion_jax.inputs.records import parse_json
 
 CONFIG = "config.json"
 CHECKPOINTS = "checkpoints"
@@ -62,26 +64,40 @@ def _compared(fingerprint: dict) -> dict:
 
 def has_checkpoint(workdir: pathlib.Path) -> bool:
   """Whether there is a finished step to go on from."""
-  return any(step.name.isdigit() for step in (workdir / CHECKPOINTS).glob("*"))
+  steps = (workdir / CHECKPOINTS).glob("*")
+  return any(step_number(step.name) is not None for step in steps)
 
 
 def is_run(workdir: pathlib.Path) -> bool:
   """Whether a directory's configuration is that of a run."""
   try:
-    return {"config", "data"} <= json.loads((workdir / CONFIG).read_text()).keys()
-  except (OSError, ValueError, AttributeError):
+    return {"config", "data"} <= _stored(workdir).keys()
+  except (OSError, UserError):
     return False
 
 
 def read(workdir: pathlib.Path) -> tuple[Config, dict]:
   """The configuration and the data fingerprint of a run."""
   try:
-    stored = json.loads((workdir / CONFIG).read_text())
-    return Config.from_dict(stored["config"]), stored["data"]
+    stored = _stored(workdir)
+    data = stored["data"]
+    if not isinstance(data, dict):
+      raise TypeError
+    return Config.from_dict(stored["config"]), data
   except FileNotFoundError:
     raise UserError(f"{workdir}: not a work directory, it has no {CONFIG}") from None
-  except (json.JSONDecodeError, KeyError, TypeError):
+  except OSError as error:
+    raise UserError(f"{workdir / CONFIG}: {error.strerror}") from None
+  except (KeyError, TypeError, ArithmeticError):
     raise UserError(f"{workdir / CONFIG}: is damaged") from None
+
+
+def _stored(workdir: pathlib.Path) -> dict:
+  """What a run's configuration file holds; UserError if that is no JSON object."""
+  stored = parse_json((workdir / CONFIG).read_bytes(), str(workdir / CONFIG))
+  if not isinstance(stored, dict):
+    raise UserError(f"{workdir / CONFIG}: is damaged")
+  return stored
 
 
 def _compare(workdir: pathlib.Path, stored: dict, wanted: dict) -> None:

@@ -33,6 +33,7 @@ def convert(arguments: argparse.Namespace) -> None:
     dtype=arguments.dtype,
     shard_size=round(arguments.shard_size * 10**9),
     verify=arguments.verify,
+    fresh_process=True,
     evaluation=figures,
     backbone_config=arguments.backbone_config,
   )

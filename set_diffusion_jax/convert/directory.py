@@ -1,5 +1,6 @@
 """Settings of a PyTorch directory: its JSON files, tensors and tokenizer must agree."""
 
+import os
 import pathlib
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -14,6 +15,7 @@ from set_diffusion_jax.convert.settings import Settings, read_settings, with_lev
 from set_diffusion_jax.convert.tensors import Tensor, read_json
 from set_diffusion_jax.convert.training import Weights
 from set_diffusion_jax.errors import UserError
+from set_diffusion_jax.inputs import names
 from set_diffusion_jax.inputs.fields import Fields
 
 _HEAD, _EMBEDDING = "lm_head.weight", "embed_tokens.weight"
@@ -54,9 +56,9 @@ def read_directory(
       that disagree.
   """
   file = folder / "config.json"
-  if not file.exists():
+  if not os.path.lexists(file):
     raise UserError(f"{folder}: has no config.json; the published one is needed")
-  values = read_json(file)
+  values = read_json(names.part(file, folder))
   backbone = None
   if "hf_config" in values:
     fields = Fields(file, values)
@@ -65,8 +67,8 @@ def read_directory(
     inner = around.get("qwen3_config")
     backbone = None if inner is None else Backbone(file, inner)
   beside = folder / BACKBONE_CONFIG
-  if backbone_config is None and beside.exists():
-    backbone_config = beside
+  if backbone_config is None and os.path.lexists(beside):
+    backbone_config = names.part(beside, folder)
   if backbone_config is not None:
     path = pathlib.Path(backbone_config)
     backbone = Backbone(path, read_json(path))
@@ -77,8 +79,9 @@ def read_directory(
   settings = read_settings(file, values, shapes, backbone, tokens)
   settings = with_levels(settings, found.levels)
   generation = folder / GENERATION
-  if generation.exists():
-    settings = with_generation(settings, Fields(generation, read_json(generation)))
+  if os.path.lexists(generation):
+    fields = Fields(generation, read_json(names.part(generation, folder)))
+    settings = with_generation(settings, fields)
   tensors, model = dict(found.tensors), settings.config.model
   if model.backbone == "qwen3" and model.tied:
     head = tensors.pop(_HEAD, None)

@@ -6,21 +6,23 @@ base64, and is a file of its own in a directory.
 
 import base64
 import binascii
+import os
 import pathlib
 from collections.abc import Mapping
 
 from set_diffusion_jax.data import IdTokenizer, JsonTokenizer, PieceTokenizer
 from set_diffusion_jax.data.pieces import FILE, STORED
 from set_diffusion_jax.errors import UserError
+from set_diffusion_jax.inputs import names
 
 
 def read_pieces(folder: pathlib.Path) -> dict[str, str]:
   """A directory's SentencePiece model, as a checkpoint stores it; {} without one."""
   path = folder / FILE
-  if not path.is_file():
+  if not os.path.lexists(path):
     return {}
   try:
-    return {STORED: base64.b64encode(path.read_bytes()).decode()}
+    return {STORED: base64.b64encode(names.part(path, folder).read_bytes()).decode()}
   except OSError as error:
     raise UserError(f"{path}: {error.strerror}") from None
 

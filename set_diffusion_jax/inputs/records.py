@@ -1,5 +1,6 @@
 """JSON from outside: bounded, unambiguous, and refused in one line."""
 
+import collections
 import json
 import re
 
@@ -88,8 +89,8 @@ def parse_record(text: str, where: str) -> dict:
 def _object(pairs: list[tuple[str, object]]) -> dict:
   found = dict(pairs)
   if len(found) < len(pairs):
-    names = [name for name, _ in pairs]
-    twice = next(name for name in names if names.count(name) > 1)
+    counts = collections.Counter(name for name, _ in pairs)
+    twice = max(counts, key=counts.get)
     raise ValueError(f"the key {twice[:40]!r} is there twice")
   return found
 
