@@ -56,9 +56,10 @@ class Model:
     return self._objective(None)
 
   def _objective(self, mesh: Mesh | None) -> Objective:
-    vocabulary = self.tokenizer.vocabulary
+    tokenizer, vocabulary = self.tokenizer, self.tokenizer.vocabulary
     network = build_network(self.config.model, vocabulary.size, mesh)
-    return Objective(self.config, network, vocabulary.mask, vocabulary.eos)
+    ids = vocabulary.mask, vocabulary.eos
+    return Objective(self.config, network, *ids, tokenizer.unused)
 
   @functools.cached_property
   def weights_digest(self) -> str:
@@ -70,15 +71,15 @@ class Model:
       digest.update(np.ascontiguousarray(leaf))  # one leaf at a time is on the host
     return digest.hexdigest()
 
-  def evaluator(self, by_token: bool = False) -> Evaluator:
+  def evaluator(self, by: str | None = None) -> Evaluator:
     """Evaluates on the held-out text of the configuration, over all devices.
 
-    With `by_token` the nats of single tokens stand beside the sums; see `Evaluator`.
+    With `by` nats by "token" or by "rank" stand beside the sums; see `Evaluator`.
     """
     c = self.config
     held_out = data.load_validation(c.data, self.tokenizer, c.evaluate.stride)
     mesh = sharding.make_mesh(MeshConfig())
-    return Evaluator(self._objective(mesh), held_out, mesh, by_token)
+    return Evaluator(self._objective(mesh), held_out, mesh, by)
 
   def protocol(self, held_out: data.Blocks) -> dict:
     """What a perplexity of `evaluator` depends on besides the weights."""
@@ -104,6 +105,11 @@ class Model:
         "none": None,
       }[c.data.eos],
     )
+    without = data.count(self.tokenizer.unused)
+    over = {
+      "rows": f"all rows, {without} of them without a token",
+      "tokens": f"rows with a token; {without} without one are left out",
+    }
     return {
       "checkpoint_step": self.step,
       "method": c.method.name,
@@ -126,6 +132,7 @@ class Model:
       "levels": c.evaluation_levels,
       "seed": c.evaluate.seed,
       "compat": c.compat,
+      **({"softmax": over[c.evaluate.softmax]} if without else {}),
     }
 
   def nelbo(
@@ -371,11 +378,15 @@ def _file_digest(order: str) -> str | None:
   return hashlib.sha256(pathlib.Path(order).read_bytes()).hexdigest()
 
 
-def load(path: str | pathlib.Path, weights: str | None = None) -> Model:
+def load(
+  path: str | pathlib.Path,
+  weights: str | None = None,
+  backbone_config: str | pathlib.Path | None = None,
+) -> Model:
   """The model of a checkpoint; see `read_weights` for the arguments.
 
   The weights are replicated on all devices, whatever mesh they were trained on.
   """
   sharding.check_backend()
-  stored = read_weights(path, weights)
+  stored = read_weights(path, weights, backbone_config=backbone_config)
   return Model(stored.config, stored.params, stored.tokenizer, stored.step)

@@ -40,7 +40,10 @@ class Stored(NamedTuple):
 
 
 def read_weights(
-  path: str | pathlib.Path, weights: str | None = None, mesh: Mesh | None = None
+  path: str | pathlib.Path,
+  weights: str | None = None,
+  mesh: Mesh | None = None,
+  backbone_config: str | pathlib.Path | None = None,
 ) -> Stored:
   """The weights of a checkpoint of any supported format.
 
@@ -50,6 +53,7 @@ def read_weights(
     weights: "ema" or "raw"; None: what the configuration evaluates, and otherwise the
       EMA where there is one.
     mesh: whose devices they are laid out on; None: on all devices, replicated.
+    backbone_config: a Qwen3 configuration, as `convert` takes it.
 
   Raises:
     UserError: there is no checkpoint, or it is damaged.
@@ -58,7 +62,10 @@ def read_weights(
   mesh = sharding.make_mesh(MeshConfig()) if mesh is None else mesh
   foreign = os.path.lexists(path / "config.json") and not _is_workdir(path)
   if path.is_file() or foreign:
-    return _read_foreign(path, weights, mesh)
+    return _read_foreign(path, weights, mesh, backbone_config)
+  if backbone_config is not None:
+    right = f"left out: {path} is a work directory, which has its own"
+    raise UserError(f"--backbone-config={backbone_config}: must be {right}")
   folder, step = _find(path)
   with Checkpoints(folder) as checkpoints:
     if step is None:
@@ -89,20 +96,17 @@ def _is_workdir(path: pathlib.Path) -> bool:
   return (path / workdir.CHECKPOINTS).is_dir() or workdir.is_run(path)
 
 
-def _read_foreign(path: pathlib.Path, weights: str | None, mesh: Mesh) -> Stored:
+def _read_foreign(
+  path: pathlib.Path, weights: str | None, mesh: Mesh, backbone_config
+) -> Stored:
   """Weights in a PyTorch format, widened to float32."""
-  source = open_source(path, weights)
+  source = open_source(path, weights, backbone_config)
   params = source.tree()
   layout = sharding.state_shardings(params, mesh)
-  described = {
-    "name": source.tokenizer,
-    **dataclasses.asdict(source.vocabulary),
-    "files": source.files,
-  }
   return Stored(
     source.config,
     sharding.place(params, layout),
-    data.restore_tokenizer(described),
+    data.restore_tokenizer(source.described),
     source.step or 0,
     {"notes": source.notes},
   )

@@ -5,6 +5,7 @@ import os
 import pathlib
 
 from set_diffusion_jax.config import Config
+from set_diffusion_jax.data.pipeline import FIGURES
 from set_diffusion_jax.errors import UserError
 from set_diffusion_jax.inputs.names import step_number
 from set_diffusion_jax.inputs.records import parse_json
@@ -44,9 +45,7 @@ def claim(workdir: pathlib.Path, config: Config, fingerprint: dict) -> None:
     if path.exists():
       stored, stored_fingerprint = read(workdir)
       _compare(workdir, stored.identity(), config.identity())
-      data = {f"data ({name})": value for name, value in fingerprint.items()}
-      old = {f"data ({name})": value for name, value in stored_fingerprint.items()}
-      _compare(workdir, old, data)
+      _compare(workdir, _compared(stored_fingerprint), _compared(fingerprint))
     elif foreign:
       raise UserError(
         f"--workdir={workdir}: holds files but no run; give a new directory"
@@ -55,6 +54,12 @@ def claim(workdir: pathlib.Path, config: Config, fingerprint: dict) -> None:
     write_text(path, text + "\n")
   except OSError as error:
     raise UserError(f"--workdir={workdir}: {error.strerror}") from None
+
+
+def _compared(fingerprint: dict) -> dict:
+  """What of a data fingerprint must be the same, under the names of messages."""
+  kept = fingerprint.keys() - set(FIGURES)
+  return {f"data ({name})": fingerprint[name] for name in kept}
 
 
 def has_checkpoint(workdir: pathlib.Path) -> bool:

@@ -61,6 +61,8 @@ def test_configurations_by_name(tmp_path, monkeypatch):
     ({"data": {"source": "text"}}, "data.train_path = null"),
     ({"method": {"max_set_size": 0.5}}, "method.max_set_size = 0.5"),
     ({"decode": {"window": 0}}, "decode.window = 0"),
+    ({"decode": {"temperature": 1e-7}}, "decode.temperature = 1e-07: must be 0, or at"),
+    ({"decode": {"temperature": -1.0}}, "decode.temperature = -1.0: must be 0, or at"),
     (
       {
         "method": {"name": "block"},

@@ -16,6 +16,7 @@ from set_diffusion_jax.config import Config, MeshConfig
 from set_diffusion_jax.convert import convert, describe, description_text, layout
 from set_diffusion_jax.convert.layout import parameters
 from set_diffusion_jax.convert.published import published_config
+from set_diffusion_jax.convert.qwen3 import Backbone
 from set_diffusion_jax.convert.settings import read_settings
 from set_diffusion_jax.convert.source import open_source
 from set_diffusion_jax.data import Vocabulary
@@ -39,6 +40,9 @@ def reference(name, folder, dtype="float32", **changes):
   values = published(name)
   values.update({"torch_dtype": dtype, **changes})
   (folder / "config.json").write_text(json.dumps(values))
+  backbone = golden.settings.get("qwen3_config")
+  if backbone is not None:
+    (folder / "backbone_config.json").write_text(json.dumps(backbone))
   return folder
 
 
@@ -191,7 +195,8 @@ def test_settings_survive_without_the_published_file(tmp_path, name):
   source = open_source(reference(name, tmp_path / "first"))
   values = published_config(source.config, source.vocabulary, "float32")
   shapes = {n: p.tensor_shape for p in source.parameters for n in p.names()}
-  again = read_settings(tmp_path / "config.json", values, shapes)
+  backbone = None if source.qwen3 is None else Backbone(tmp_path, source.qwen3)
+  again = read_settings(tmp_path / "config.json", values, shapes, backbone)
   assert again.vocabulary == source.vocabulary
   assert again.config == source.config
   assert values.keys() - {"mdlm_loss_scale"} == published(name).keys() - {
@@ -325,7 +330,8 @@ def test_method_without_published_counterpart(tmp_path):
 def test_tokenizer_and_decode_files_travel(tmp_path):
   first = reference("setdlm_dit", tmp_path / "first", tokenizer_name="gpt2")
   texts = {
-    "tokenizer.json": '{"model": "größe"}',
+    "tokenizer.json": '{"model": {"type": "WordLevel", "vocab": {"größe": 0}, '
+    '"unk_token": "größe"}}',
     "tokenizer_config.json": "{}",
     "generation_config.json": '{"max_window_size": 4}',
   }

@@ -38,6 +38,8 @@ def show_batch(config: Config, rows: int) -> dict:
     "source": config.data.source,
     "tokenizer": corpus.tokenizer.name,
     "vocabulary": vocabulary.size,
+    "rows_without_token": data.count(corpus.tokenizer.unused),
+    "tokenizer_facts": data.facts(corpus.tokenizer),
     **{k: v for k, v in corpus.fingerprint.items() if k.endswith(("ences", "ments"))},
     "rows": size,
     "length": config.data.length,
@@ -50,7 +52,12 @@ def show_batch(config: Config, rows: int) -> dict:
     "longest": int(lengths.max()),
     "slots_per_second": _rate(batches, size * config.data.length),
   }
+  for side in ("train", "validation"):
+    if (cut := corpus.fingerprint.get(f"{side}_cut_off")) is not None:
+      figures[f"{side}_cut_off"] = cut
   _print_figures(config, figures)
+  for note in corpus.notes:
+    print(f"note       {note}")
   colour = sys.stdout.isatty()
   for row in range(min(rows, size)):
     kinds = np.where(context[row], _CONTEXT, np.where(masked[row], _MASKED, _SEEN))
@@ -90,6 +97,7 @@ def _print_figures(config: Config, f: dict) -> None:
   print(
     f"source     {f['source']}, tokenizer {f['tokenizer']}, {f['vocabulary']:,} ids"
   )
+  print("tokenizer  " + "\n           ".join(f["tokenizer_facts"]))
   print(
     f"train      {count:,} {unit}; held out {f['validation_sequences']:,} sequences"
   )

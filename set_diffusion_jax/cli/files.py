@@ -3,7 +3,6 @@
 import json
 import os
 import pathlib
-import sys
 
 from set_diffusion_jax import workdir
 from set_diffusion_jax.errors import UserError
@@ -32,29 +31,3 @@ def check_output(path: pathlib.Path | None, option: str = "--output") -> None:
     raise UserError(f"{option}={path}: must be a file, is a directory")
   if not os.access(path.parent, os.W_OK):
     raise UserError(f"{option}={path}: its directory is missing or not writable")
-
-
-def read_texts(name: str | None, field: str) -> list[str]:
-  """Texts of a file or of standard input: one a line, or a field of JSON lines."""
-  if name is None:
-    return []
-  try:
-    text = sys.stdin.read() if name == "-" else pathlib.Path(name).read_text()
-  except (OSError, UnicodeDecodeError) as error:
-    reason = getattr(error, "strerror", None) or "is not UTF-8"
-    raise UserError(f"--input={name}: {reason}") from None
-  lines = [line for line in text.splitlines() if line.strip()]
-  if not lines:
-    raise UserError(f"--input={name}: holds no text")
-  if not lines[0].lstrip().startswith("{"):
-    return lines
-  found = []
-  for number, line in enumerate(lines, 1):
-    try:
-      value = json.loads(line)[field]
-    except (ValueError, KeyError, TypeError):
-      value = None
-    if not isinstance(value, str):
-      raise UserError(f'--input={name}, line {number}: must be JSON with "{field}"')
-    found.append(value)
-  return found

@@ -9,7 +9,8 @@ import textwrap
 from collections.abc import Sequence
 
 from set_diffusion_jax.cli.configuration import checked, load_model, with_options
-from set_diffusion_jax.cli.files import read_texts, write_text
+from set_diffusion_jax.cli.files import write_text
+from set_diffusion_jax.cli.texts import given_texts, read_texts
 from set_diffusion_jax.errors import UserError
 
 _DECODE_OPTIONS = (
@@ -19,13 +20,14 @@ _DECODE_OPTIONS = (
 
 def sample(arguments: argparse.Namespace, changes: Sequence[str]) -> None:
   """Continues prompts."""
-  texts = [*(arguments.prompt or []), *read_texts(arguments.input, "prompt")]
+  given = given_texts(arguments.prompt, "--prompt")
+  texts = [*given, *read_texts(arguments.input, "prompt")]
   _generate(arguments, changes, texts or [""], "prompt")
 
 
 def infill(arguments: argparse.Namespace, changes: Sequence[str]) -> None:
   """Fills the gaps of texts."""
-  texts = [*arguments.text, *read_texts(arguments.input, "text")]
+  texts = [*given_texts(arguments.text, "text"), *read_texts(arguments.input, "text")]
   if not texts:
     raise UserError('infill: give texts such as "The [MASK:12] sat.", or --input=FILE')
   _generate(arguments, changes, texts, "text")
@@ -72,7 +74,7 @@ def _stops(arguments: argparse.Namespace):
   if arguments.stop_repeats is not None and arguments.stop_repeats < 2:
     raise UserError(f"--stop-repeats={arguments.stop_repeats}: must be at least 2")
   return Stops(
-    tuple(arguments.stop or ()),
+    tuple(given_texts(arguments.stop, "--stop")),
     arguments.stop_regex,
     arguments.stop_repeats,
     _window("--stop-confidence", arguments.stop_confidence),

@@ -35,6 +35,7 @@ def convert(arguments: argparse.Namespace) -> None:
     verify=arguments.verify,
     fresh_process=True,
     evaluation=figures,
+    backbone_config=arguments.backbone_config,
   )
   print(f"{report.direction}: {report.destination}")
   kind = f", {report.weights} weights" if report.weights else ""
@@ -70,7 +71,9 @@ def inspect(arguments: argparse.Namespace, configuration: Sequence[str]) -> None
   if configuration:
     raise UserError(f"{configuration[0]}: a checkpoint has its own")
   check_output(arguments.output)
-  description = describe(arguments.checkpoint)
+  description = describe(
+    arguments.checkpoint, backbone_config=arguments.backbone_config
+  )
   print(description_text(description))
   write(arguments.output, description)
 

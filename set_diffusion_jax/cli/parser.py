@@ -128,13 +128,16 @@ def _evaluate(parser: argparse.ArgumentParser) -> None:
     "--order", help='"left_to_right" or a .npy file of positions: exact log p under it'
   )
   parser.add_argument(
-    "--by", choices=("token",), help="write nats of single tokens to --by-output, too"
+    "--by",
+    choices=("token", "rank"),
+    help="write nats of single tokens, or of the sets in their order, to --by-output",
   )
   parser.add_argument(
     "--by-output",
     type=pathlib.Path,
     metavar="FILE.jsonl",
-    help='a line for each sequence: "sequence", "position", "token" (id) and "nats"',
+    help='a line for each sequence: "sequence"; "position" and "token" (id), or "rank" '
+    'and "tokens" (how many); "nats"',
   )
   parser.add_argument(
     "--zero-shot",
@@ -171,6 +174,7 @@ def _convert(parser: argparse.ArgumentParser) -> None:
     metavar="FILE.json",
     help="figures for the model card, as evaluate --output wrote them",
   )
+  _backbone_config(parser)
 
 
 def _plan(parser: argparse.ArgumentParser) -> None:
@@ -194,6 +198,7 @@ def _inspect(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     "checkpoint", nargs="?", type=pathlib.Path, help="any supported format"
   )
+  _backbone_config(parser)
   parser.add_argument("--mask", action="store_true", help="draw the mask of --config")
   parser.add_argument("--data", action="store_true", help="show a batch of --config")
   parser.add_argument("--rows", type=int, default=3, help="of that batch to print")
@@ -254,4 +259,14 @@ def _checkpoint(parser: argparse.ArgumentParser) -> None:
     help="a work directory, one of its checkpoints/STEP, or a PyTorch-format directory",
   )
   parser.add_argument("--weights", choices=WEIGHTS, help="default: ema")
+  _backbone_config(parser)
   parser.add_argument("--output", type=pathlib.Path, help="JSON file for the figures")
+
+
+def _backbone_config(parser: argparse.ArgumentParser) -> None:
+  parser.add_argument(
+    "--backbone-config",
+    type=pathlib.Path,
+    metavar="FILE.json",
+    help="Qwen3's own configuration, of a published directory with an unknown one",
+  )

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from set_diffusion_jax.config.files import read_config
 from set_diffusion_jax.errors import UserError
+from set_diffusion_jax.inputs.text import Found
 
 
 def prepare(arguments: argparse.Namespace, configuration: Sequence[str]) -> None:
@@ -58,6 +59,9 @@ def summary(folder: pathlib.Path, manifest: dict) -> str:
       f"{side:11} {entry['documents']:,} documents, {tokens}"
       f"{entry['text_bytes']:,} bytes of text, {len(entry['shards'])} shards"
     )
+  for source in manifest["source_files"]:
+    if said := Found.of(source).line():
+      lines.append(f"read        {source['file']}: {said}")
   stored = sum(entry["bytes"] for entry in manifest["files"].values())
   return "\n".join([*lines, f"on disk     {stored:,} bytes"])
 

@@ -17,6 +17,7 @@ from set_diffusion_jax.config.groups import (
   NOISES,
   PREDICTIONS,
   PROMOTIONS,
+  SOFTMAXES,
   SOURCES,
   WEIGHTS,
   DataConfig,
@@ -102,6 +103,7 @@ def _check_fields(require: _Require) -> None:
   require.one_of("optimizer.schedule", LEARNING_RATES)
   require.one_of("optimizer.decay", DECAYS)
   require.one_of("evaluate.weights", WEIGHTS)
+  require.one_of("evaluate.softmax", SOFTMAXES)
   require.one_of("decode.commit", COMMITS)
   require.one_of("decode.candidates", CANDIDATES)
   require.one_of("decode.fresh_order", FRESH_ORDERS)

@@ -24,6 +24,7 @@ FRESH_ORDERS = ("position", "drawn")
 PROMOTIONS = ("first", "passed")
 CONTEXTS = ("left", "both")
 WEIGHTS = ("ema", "raw")
+SOFTMAXES = ("rows", "tokens")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,6 +162,10 @@ class EvaluateConfig:
   Of methods with noise levels, `levels` says how it is drawn what a set masks: counts,
   how many of its tokens, or uniform, a noise level. None: counts, but uniform where
   corruption.clip_width searches levels and for compat=setdlms.
+
+  `softmax`: probabilities are those among all rows of the vocabulary, as published, or
+  among rows that stand for tokens; rows that pad the matrix and holes of the tokenizer
+  do not.
   """
 
   batch_size: int = 64
@@ -171,6 +176,7 @@ class EvaluateConfig:
   sequences: int | None = None  # evaluate the first ones only; None: all
   seed: int = 0
   weights: str = "ema"  # or "raw"
+  softmax: str = "rows"  # all of them, or "tokens": rows without a token are left out
 
 
 @dataclasses.dataclass(frozen=True)

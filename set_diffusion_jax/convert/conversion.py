@@ -17,6 +17,7 @@ from set_diffusion_jax.convert.to_orbax import write_orbax
 from set_diffusion_jax.convert.to_pytorch import write_pytorch
 from set_diffusion_jax.convert.transfer import Cast
 from set_diffusion_jax.convert.verify import verify_apart, verify_here
+from set_diffusion_jax.data import JsonTokenizer, restore_tokenizer
 from set_diffusion_jax.errors import UserError
 
 SHARD_SIZE = 5 * 10**9  # bytes, as Transformers shards
@@ -59,6 +60,7 @@ def convert(
   verify: bool = False,
   fresh_process: bool = False,
   evaluation: Mapping | None = None,
+  backbone_config: str | pathlib.Path | None = None,
 ) -> Report:
   """Converts a checkpoint; the direction follows from the source.
 
@@ -77,6 +79,8 @@ def convert(
       removed.
     fresh_process: verifies in a process of its own, which has nothing but the files.
     evaluation: figures for the model card, as `evaluate --output` writes them.
+    backbone_config: a Qwen3 configuration of Transformers, for a published directory
+      that names its Qwen3 by a name that is not known here.
 
   Raises:
     UserError: a source or a destination that cannot be used, in one line.
@@ -88,8 +92,10 @@ def convert(
   if shard_size < 1:
     raise UserError(f"--shard-size={shard_size}: must be at least 1 byte")
   source, destination = pathlib.Path(source), pathlib.Path(destination)
-  opened = open_source(source, weights)
+  opened = open_source(source, weights, backbone_config)
   check_outside(opened, destination)
+  if opened.tokenizer == JsonTokenizer.name:
+    restore_tokenizer(opened.described)  # damaged: refused before anything is written
   cast = Cast(opened, dtype)
   verified, difference = 0, None
   with fresh_directory(destination) as fresh:

@@ -5,15 +5,21 @@ import pathlib
 
 from set_diffusion_jax.convert.published import meaning
 from set_diffusion_jax.convert.source import open_source
+from set_diffusion_jax.data import count, facts, restore_tokenizer
 from set_diffusion_jax.version import changes
 
 
-def describe(path: str | pathlib.Path, weights: str | None = None) -> dict:
+def describe(
+  path: str | pathlib.Path,
+  weights: str | None = None,
+  backbone_config: str | pathlib.Path | None = None,
+) -> dict:
   """A checkpoint's parameters and settings as plain JSON values.
 
   Args:
     path: anything that `convert` reads.
     weights: "ema" or "raw" of a checkpoint that has both; None: EMA.
+    backbone_config: as `convert` takes it.
 
   Returns:
     "format", "weights" (null: not said), "step", "parameters" (path, shape and dtype of
@@ -23,7 +29,8 @@ def describe(path: str | pathlib.Path, weights: str | None = None) -> dict:
   Raises:
     UserError: not a checkpoint, or damaged.
   """
-  source = open_source(pathlib.Path(path), weights)
+  source = open_source(pathlib.Path(path), weights, backbone_config)
+  tokenizer = restore_tokenizer(source.described)
   rows = [
     {
       "path": p.path,
@@ -47,6 +54,8 @@ def describe(path: str | pathlib.Path, weights: str | None = None) -> dict:
       "tokenizer": source.tokenizer,
       **source.vocabulary.__dict__,
       "used_ids": source.used_ids,
+      "rows_without_token": count(tokenizer.unused),
+      "facts": facts(tokenizer),
     },
     "meaning": meaning(source.config, source.vocabulary, source.used_ids),
     "versions": source.versions,
@@ -64,6 +73,7 @@ def description_text(description: dict) -> str:
     f"{description['path']}: {description['format']}, {kind}",
     f"{model['backbone']}, method {method['name']}",
     *description["meaning"],
+    *(f"tokenizer: {line}" for line in description["vocabulary"]["facts"]),
     *_computed_with(description["versions"]),
     *(f"note: {note}" for note in description["notes"]),
     "",

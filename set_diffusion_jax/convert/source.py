@@ -10,17 +10,18 @@ import numpy as np
 from set_diffusion_jax import workdir
 from set_diffusion_jax.config import Config
 from set_diffusion_jax.convert import layout, orbax
-from set_diffusion_jax.convert.generation import GENERATION, with_generation
+from set_diffusion_jax.convert.directory import read_directory
+from set_diffusion_jax.convert.generation import GENERATION
 from set_diffusion_jax.convert.layout import Parameter, Piece
 from set_diffusion_jax.convert.meta import TOKENIZER_FILES, figures, read_meta
 from set_diffusion_jax.convert.pickled import Archive
-from set_diffusion_jax.convert.settings import Fields, read_settings, with_levels
 from set_diffusion_jax.convert.tensors import (
   Tensor,
-  read_json,
   read_safetensors,
   read_shards,
 )
+from set_diffusion_jax.convert.tokenizer_files import kind as kind_of
+from set_diffusion_jax.convert.tokenizer_files import read_pieces
 from set_diffusion_jax.convert.training import (
   Weights,
   read_pickled,
@@ -32,7 +33,6 @@ from set_diffusion_jax.errors import UserError
 from set_diffusion_jax.inputs import names
 from set_diffusion_jax.inputs.records import parse_json
 
-QWEN3_FOLDER = "qwen3"  # of the plain Qwen3 configuration, in a written directory
 PICKLED = (".bin", ".ckpt", ".pt", ".pth")
 _LONGEST_ROW = 2**20  # of a metrics file
 
@@ -90,6 +90,13 @@ class Source:
     tensor = self.reader[parameter.tensor_name(piece.layer)]
     return parameter.from_rows(tensor.read(piece.start, piece.stop), piece)
 
+  @property
+  def described(self) -> dict:
+    """What `data.restore_tokenizer` makes the tokenizer of."""
+    ids = dataclasses.asdict(self.vocabulary)
+    described = {"name": self.tokenizer, **ids, "used_ids": self.used_ids}
+    return {**described, "files": self.files}
+
   def tree(self) -> dict:
     """The whole parameter tree, widened to float32."""
     tree: dict = {}
@@ -105,13 +112,19 @@ class Source:
     return tree
 
 
-def open_source(path: pathlib.Path, kind: str | None = None) -> Source:
+def open_source(
+  path: pathlib.Path,
+  kind: str | None = None,
+  backbone_config: str | pathlib.Path | None = None,
+) -> Source:
   """Weights of any supported format, detected.
 
   Args:
     path: a work directory, its `checkpoints/STEP`, a PyTorch-format directory, or a
       file of tensors with its `config.json` beside it.
     kind: "ema" or "raw"; None: EMA where there is a choice.
+    backbone_config: a Qwen3 configuration of Transformers, for a published directory
+      that names its Qwen3 by a name that is not known here.
 
   Raises:
     UserError: not a checkpoint, damaged, or not a model that this project has.
@@ -123,16 +136,19 @@ def open_source(path: pathlib.Path, kind: str | None = None) -> Source:
     reason = reason[:1].lower() + reason[1:]
     raise UserError(f"{names.shown(str(path), 400)}: {reason}") from None
   step = _step(path)
-  return _orbax(step, kind) if step is not None else _pytorch(path, kind)
+  if step is None:
+    return _pytorch(path, kind, backbone_config)
+  if backbone_config is not None:
+    right = f"left out: {path} is a work directory, which has its own"
+    raise UserError(f"--backbone-config={backbone_config}: must be {right}")
+  return _orbax(step, kind)
 
 
 def check_outside(source: Source, destination: pathlib.Path) -> None:
   """UserError if a destination would be taken for a part of the source."""
-  folder = source.path.parent
-  if source.format == "pytorch":
-    home = source.path if source.path.is_dir() else folder
-    folder = home / QWEN3_FOLDER
-  place, own = os.path.realpath(destination), os.path.realpath(folder)
+  if source.format == "pytorch":  # its files have names of their own
+    return
+  place, own = map(os.path.realpath, (destination, source.path.parent))
   if names.is_inside(place, own):
     raise UserError(f"{destination}: is inside of {own}; give another directory")
 
@@ -202,34 +218,21 @@ def _evaluation(step: pathlib.Path) -> dict | None:
   return None
 
 
-def _pytorch(path: pathlib.Path, kind: str | None) -> Source:
+def _pytorch(path: pathlib.Path, kind: str | None, backbone_config) -> Source:
   folder = path if path.is_dir() else path.parent
   found = _weights(path, kind)
-  file = folder / "config.json"
-  if not file.exists():
-    raise UserError(f"{folder}: has no config.json; the published one is needed")
-  values = read_json(names.part(file, folder))
-  values = values.get("hf_config", values)
-  if not isinstance(values, dict):
-    raise UserError(f"{file}: hf_config = {names.shown(values)}; must be an object")
-  plain = folder / QWEN3_FOLDER / "config.json"
-  qwen3 = read_json(names.part(plain, folder)) if plain.exists() else None
-  shapes = {name: tensor.shape for name, tensor in found.tensors.items()}
-  settings = with_levels(read_settings(file, values, shapes, qwen3), found.levels)
-  generation = folder / GENERATION
-  if generation.exists():
-    fields = Fields(generation, read_json(names.part(generation, folder)))
-    settings = with_generation(settings, fields)
-  notes = [*settings.notes, *(f"{name}: is left out" for name in found.dropped)]
-  tensors = dict(found.tensors)
-  parameters = layout.parameters(settings.config.model, settings.vocabulary.size)
-  buffers = _take_buffers(path, tensors, settings.config)
-  dtypes = _check_tensors(path, tensors, parameters)
   files = {
     name: _text(names.part(folder / name, folder))
     for name in (*TOKENIZER_FILES, GENERATION)
     if os.path.lexists(folder / name)
   }
+  files |= read_pieces(folder)
+  directory = read_directory(folder, found, files, backbone_config)
+  settings, tensors = directory.settings, directory.tensors
+  notes = [*settings.notes, *(f"{name}: is left out" for name in found.dropped)]
+  parameters = layout.parameters(settings.config.model, settings.vocabulary.size)
+  buffers = _take_buffers(path, tensors, settings.config)
+  dtypes = _check_tensors(path, tensors, parameters)
   return Source(
     path=path,
     format="pytorch",
@@ -242,10 +245,10 @@ def _pytorch(path: pathlib.Path, kind: str | None) -> Source:
     dtypes=dtypes,
     reader=tensors,
     buffers=buffers,
-    published=values,
-    qwen3=qwen3,
+    published=directory.published,
+    qwen3=directory.backbone,
     files=files,
-    tokenizer="json" if "tokenizer.json" in files else "ids",
+    tokenizer=kind_of(files),
     evaluation=None,
     notes=notes,
     weights_from=None,

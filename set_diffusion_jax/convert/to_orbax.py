@@ -9,6 +9,7 @@ from set_diffusion_jax.convert import orbax
 from set_diffusion_jax.convert.meta import TOKENIZER_FILES
 from set_diffusion_jax.convert.source import Source
 from set_diffusion_jax.convert.transfer import Cast, transfer
+from set_diffusion_jax.data.pieces import STORED
 from set_diffusion_jax.diffusion.order import recorded_schedule
 from set_diffusion_jax.version import versions
 
@@ -38,7 +39,8 @@ def _meta(source: Source, cast: Cast) -> dict:
     corruption.t_min,
     corruption.t_max,
   )
-  texts = {name: text for name, text in files.items() if name in TOKENIZER_FILES}
+  known = (*TOKENIZER_FILES, STORED)
+  texts = {name: text for name, text in files.items() if name in known}
   return {
     "config": config.to_dict(),
     "data": _fingerprint(source),

@@ -20,12 +20,14 @@ from set_diffusion_jax.data.tokenizer import (
   PieceTokenizer,
   Tokenizer,
   cpus,
+  facts,
   load_tokenizer,
+  lost_text,
   restore_tokenizer,
   train_bpe,
   with_vocabulary,
 )
-from set_diffusion_jax.data.vocabulary import Vocabulary
+from set_diffusion_jax.data.vocabulary import Runs, Vocabulary, count
 
 __all__ = [
   "Blocks",
@@ -37,17 +39,21 @@ __all__ = [
   "JsonTokenizer",
   "PieceTokenizer",
   "Prepared",
+  "Runs",
   "Stream",
   "Text",
   "Tokenizer",
   "Tokens",
   "Vocabulary",
+  "count",
   "cpus",
   "evaluation_batches",
+  "facts",
   "hold_out_end",
   "load",
   "load_tokenizer",
   "load_validation",
+  "lost_text",
   "prepare",
   "restore_tokenizer",
   "train_bpe",

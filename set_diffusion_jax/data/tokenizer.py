@@ -1,24 +1,19 @@
 """Text to ids and back. Special ids are never produced from text."""
 
 import base64
+import binascii
 import dataclasses
 import functools
-import hashlib
 import os
 import pathlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 import tokenizers
 
+from set_diffusion_jax.data.json_tokenizer import JsonTokenizer
 from set_diffusion_jax.data.pieces import STORED, PieceTokenizer
-from set_diffusion_jax.data.vocabulary import (
-  Vocabulary,
-  batches,
-  between,
-  bytes_between,
-  utf8,
-)
+from set_diffusion_jax.data.vocabulary import Runs, Vocabulary, between, count, utf8
 from set_diffusion_jax.errors import UserError
 
 
@@ -28,6 +23,11 @@ class ByteTokenizer:
   name = "byte"
   vocabulary = Vocabulary(size=260, bos=256, eos=257, pad=258, mask=259)
   file = None
+  unused: Runs = ()
+
+  def token(self, number: int) -> str | None:
+    """The token of an id; None where there is none."""
+    return chr(number) if number < 128 else None
 
   def encode(self, text: str) -> np.ndarray:
     """Ids of a text, int32."""
@@ -51,99 +51,24 @@ class ByteTokenizer:
     return {"name": self.name, **dataclasses.asdict(self.vocabulary)}
 
 
-# Names under which published tokenizers keep their special entries.
-_SPECIAL = {
-  "mask": ("[MASK]", "<mask>", "<|mask|>", "<|MASK|>"),
-  "pad": ("[PAD]", "<pad>", "<|pad|>"),
-  "bos": ("[CLS]", "<s>", "<bos>", "<|bos|>"),
-  "eos": ("[SEP]", "</s>", "<eos>", "<|eos|>", "<|endoftext|>"),
-}
-
-
-class JsonTokenizer:
-  """A `tokenizer.json` of the tokenizers library, such as GPT-2's, BERT's or Qwen3's.
-
-  Special ids are those of its special entries with a known name, completed as
-  `Vocabulary` says. A special string inside a text is text.
-  """
-
-  name = "json"
-
-  def __init__(self, text: str, vocabulary: Vocabulary | None = None):
-    self.text = text
-    self._tokenizer = tokenizers.Tokenizer.from_str(text)
-    self._tokenizer.encode_special_tokens = True
-    self._tokenizer.no_padding()
-    self._tokenizer.no_truncation()
-    self.vocabulary = vocabulary or self._find_vocabulary()
-
-  def _find_vocabulary(self) -> Vocabulary:
-    special = {
-      token.content: number
-      for number, token in self._tokenizer.get_added_tokens_decoder().items()
-      if token.special
-    }
-
-    def find(kind: str) -> int | None:
-      return next((special[name] for name in _SPECIAL[kind] if name in special), None)
-
-    found = map(find, ("bos", "eos", "pad", "mask"))
-    return Vocabulary.completed(self._tokenizer.get_vocab_size(), *found)
-
-  def encode(self, text: str) -> np.ndarray:
-    """Ids of a text, int32."""
-    utf8(text)
-    (found,) = self._tokenizer.encode_batch_fast([text], add_special_tokens=False)
-    return np.asarray(found.ids, np.int32)
-
-  def encode_all(self, texts: Iterable[str]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(ids, bytes of text that each id stands for), int32, of each text.
-
-    A token stands for the bytes from its own start to the start of the next one, so
-    that the bytes of a text's tokens add up to those of the text, whatever the
-    tokenizer drops or rewrites.
-    """
-    for batch in batches(texts):
-      found = self._tokenizer.encode_batch(batch, add_special_tokens=False)
-      for text, encoding in zip(batch, found, strict=True):
-        points = np.frombuffer(text.encode("utf-32-le"), np.uint32)
-        width = 1 + (points > 0x7F) + (points > 0x7FF) + (points > 0xFFFF)
-        byte = np.concatenate([[0], np.cumsum(width)])
-        starts = byte[[start for start, _ in encoding.offsets]]
-        sizes = bytes_between(starts, int(byte[-1]))
-        yield np.asarray(encoding.ids, np.int32), sizes
-
-  def decode(self, ids: np.ndarray, mask: str = "\N{LOW LINE}") -> str:
-    """Text of ids. Special ids vanish, but [MASK] shows as `mask`."""
-    size = self._tokenizer.get_vocab_size()
-    return mask.join(
-      self._tokenizer.decode(chunk[chunk < size].tolist())
-      for chunk in between(ids, self.vocabulary.mask)
-    )
-
-  @property
-  def file(self) -> tuple[str, bytes]:
-    """Name and content of the file that it is."""
-    return "tokenizer.json", self.text.encode()
-
-  def describe(self) -> dict:
-    """What a checkpoint stores; see `restore_tokenizer`."""
-    return {
-      "name": self.name,
-      **dataclasses.asdict(self.vocabulary),
-      "sha256": hashlib.sha256(self.text.encode()).hexdigest(),
-      "files": {"tokenizer.json": self.text},
-    }
-
-
 class IdTokenizer:
   """Ids without a text: for weights that came without their tokenizer."""
 
   name = "ids"
   file = None
 
-  def __init__(self, vocabulary: Vocabulary):
+  def __init__(self, vocabulary: Vocabulary, used_ids: int | None = None):
     self.vocabulary = vocabulary
+    self._used = min(used_ids or vocabulary.size, vocabulary.size)
+
+  @property
+  def unused(self) -> Runs:
+    """Runs of ids without a token: rows that only pad the matrix."""
+    return self.vocabulary.without(range(self._used))
+
+  def token(self, number: int) -> str | None:
+    """None: ids have no text here."""
+    return None
 
   def encode(self, text: str) -> np.ndarray:
     """UserError, except for the empty text."""
@@ -163,7 +88,9 @@ class IdTokenizer:
 
   def describe(self) -> dict:
     """What a checkpoint stores; see `restore_tokenizer`."""
-    return {"name": self.name, **dataclasses.asdict(self.vocabulary)}
+    described = {"name": self.name, **dataclasses.asdict(self.vocabulary)}
+    padded = self._used < self.vocabulary.size
+    return {**described, "used_ids": self._used} if padded else described
 
 
 Tokenizer = ByteTokenizer | JsonTokenizer | PieceTokenizer | IdTokenizer
@@ -197,47 +124,35 @@ def load_tokenizer(name: str) -> Tokenizer:
       f'{where}: {error.strerror}; give "byte", a tokenizer.json or a *.model'
     ) from None
   if path.suffix == ".model":
-    return _piece_tokenizer(content, None, where)
-  return _json_tokenizer(content.decode(errors="replace"), None, where)
+    return PieceTokenizer(content, None, where)
+  return JsonTokenizer(content, None, where)
 
 
-def _piece_tokenizer(model: bytes, vocabulary, where: str) -> PieceTokenizer:
-  try:
-    return PieceTokenizer(model, vocabulary)
-  except ValueError:
-    raise UserError(f"{where}: not a SentencePiece model") from None
-
-
-def _json_tokenizer(text: str, vocabulary, where: str) -> JsonTokenizer:
-  try:
-    return JsonTokenizer(text, vocabulary)
-  except Exception as error:  # the library raises plain Exceptions
-    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    raise UserError(f"{where}: not a tokenizer.json ({reason})") from None
-
-
-def restore_tokenizer(description: dict) -> Tokenizer:
+def restore_tokenizer(description: Mapping) -> Tokenizer:
   """The tokenizer of a checkpoint's `describe()`; UserError if it is damaged."""
+  where = "checkpoint: its tokenizer"
   try:
-    names = [field.name for field in dataclasses.fields(Vocabulary)]
-    vocabulary = Vocabulary(**{name: int(description[name]) for name in names})
+    vocabulary = Vocabulary.read(description, where)
     name = description["name"]
-    files = description.get("files", {})
+    used = description.get("used_ids")
+    files = description.get("files") or {}
     text = files["tokenizer.json"] if name == JsonTokenizer.name else None
     model = b""
     if name == PieceTokenizer.name:
       model = base64.b64decode(files[STORED], validate=True)
-  except (KeyError, TypeError, ValueError):
-    raise UserError("checkpoint: its tokenizer is damaged") from None
+  except (KeyError, TypeError, AttributeError, ValueError, binascii.Error):
+    raise UserError(f"{where} is damaged") from None
   if name == ByteTokenizer.name and vocabulary == ByteTokenizer.vocabulary:
     return ByteTokenizer()
   if name == JsonTokenizer.name:
-    return _json_tokenizer(text, vocabulary, "checkpoint: its tokenizer")
+    if not isinstance(text, str):
+      raise UserError(f"{where} is damaged")
+    return JsonTokenizer(text, vocabulary, where)
   if name == PieceTokenizer.name:
-    return _piece_tokenizer(model, vocabulary, "checkpoint: its tokenizer")
+    return PieceTokenizer(model, vocabulary, where)
   if name == IdTokenizer.name:
-    return IdTokenizer(vocabulary)
-  raise UserError(f"checkpoint: its tokenizer {name!r} is not known here")
+    return IdTokenizer(vocabulary, used if type(used) is int and used > 0 else None)
+  raise UserError(f"{where} {name!r} is not known here")
 
 
 def with_vocabulary(tokenizer: Tokenizer, vocabulary: Vocabulary) -> Tokenizer:
@@ -247,15 +162,42 @@ def with_vocabulary(tokenizer: Tokenizer, vocabulary: Vocabulary) -> Tokenizer:
     UserError: it has other ids than the weights.
   """
   if isinstance(tokenizer, JsonTokenizer):
-    found = tokenizer.vocabulary
-    if found.size - (found.mask == found.size - 1) > vocabulary.size:
-      raise UserError(
-        f"data.tokenizer: has {found.size} ids, the weights {vocabulary.size}"
-      )
-    return JsonTokenizer(tokenizer.text, vocabulary)
+    return JsonTokenizer(tokenizer.text, vocabulary, "data.tokenizer")
+  if isinstance(tokenizer, PieceTokenizer):
+    return PieceTokenizer(tokenizer.model, vocabulary, "data.tokenizer")
   if tokenizer.vocabulary != vocabulary:
     raise UserError(f"data.tokenizer: has {tokenizer.vocabulary}, weights {vocabulary}")
   return tokenizer
+
+
+# Case, an accent, spaces, a typographic apostrophe, a line end, other scripts.
+_PROBE = "It’s  the Café,\n\t№ 7: 日本 😀"
+
+
+def facts(tokenizer: Tokenizer) -> list[str]:
+  """What a tokenizer is, in a few lines: kind, ids, special ids, and what it loses."""
+  v, rows = tokenizer.vocabulary, count(tokenizer.unused)
+  special = [
+    f"{kinds} {number} {token[:40]!r}" if token is not None else f"{kinds} {number}"
+    for number, kinds in v.special().items()
+    for token in [tokenizer.token(number)]
+  ]
+  without = f", {rows:,} of them without a token" if rows else ""
+  lines = [f"{tokenizer.name}, {v.size:,} ids{without}; {', '.join(special)}"]
+  return [*lines, *filter(None, [lost_text(tokenizer)])]
+
+
+def lost_text(tokenizer: Tokenizer) -> str | None:
+  """A line about a tokenizer whose ids do not give a text back; None if they do."""
+  if isinstance(tokenizer, IdTokenizer):
+    return None
+  try:
+    found = tokenizer.decode(tokenizer.encode(_PROBE))
+  except UserError as error:
+    return f"the tokenizer does not take every text: {error}"
+  if found == _PROBE:
+    return None
+  return f"the tokenizer does not keep every text: {_PROBE!r} comes back as {found!r}"
 
 
 def train_bpe(texts: Iterable[str], size: int) -> str:

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from set_diffusion_jax.config import DecodeConfig
+from set_diffusion_jax.data.vocabulary import Runs, among
 
 
 def allowed_logits(
@@ -17,10 +18,12 @@ def allowed_logits(
   prompt_length: Int[Array, " B"],
   mask_id: int,
   eos_id: int,
+  unused: Runs = (),
 ) -> Float[Array, "B W V"]:
   """Logits after every rule but temperature and truncation, in float32.
 
-  [MASK] and `forbidden` ids get probability zero, and so does EOS where it would leave
+  [MASK], `forbidden` and `unused` ids get probability zero, and so does EOS where it
+  would leave
   fewer than `minimum_length` new tokens, or would end a text (`stop_at_eos`) before
   tokens that are given (unless no other id is left). Logits of tokens that are in the
   text already are divided (positive) or multiplied (negative) by `repetition_penalty`;
@@ -38,6 +41,7 @@ def allowed_logits(
     prompt_length: position of the first new token in each row.
     mask_id: the id of [MASK].
     eos_id: the id of EOS.
+    unused: runs of ids without a token.
   """
   logits = logits.astype(jnp.float32)
   if options.repetition_penalty != 1:
@@ -48,10 +52,10 @@ def allowed_logits(
     beyond = jnp.maximum(written + 1 - options.length_penalty_start, 0)
     grown = jnp.abs(logits) * (options.length_penalty**beyond - 1)
     logits = jnp.where(is_eos, logits + grown, logits)
-  never = jnp.zeros(logits.shape[-1], bool)
-  never = never.at[jnp.array([mask_id, *options.forbidden])].set(True)
+  never = among(unused, logits.shape[-1])
+  never[[mask_id, *options.forbidden]] = True
   early = written[..., 0] < options.minimum_length
-  nothing_else = {mask_id, eos_id, *options.forbidden} >= set(range(logits.shape[-1]))
+  nothing_else = never.sum() + (not never[eos_id]) == never.size
   if options.stop_at_eos and not nothing_else:
     early |= ~may_end
   excluded = never[None, None, :] | (is_eos & early[..., None])

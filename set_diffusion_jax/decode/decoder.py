@@ -233,6 +233,7 @@ class Decoder:
       state.prompt_length,
       self.objective.mask_id,
       self.objective.eos_id,
+      self.objective.unused,
     )
 
   def feed(

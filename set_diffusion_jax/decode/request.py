@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Array, Key
 
 from set_diffusion_jax.config import DecodeConfig
+from set_diffusion_jax.data.vocabulary import among
 from set_diffusion_jax.diffusion.corruption import Batch
 from set_diffusion_jax.diffusion.order import (
   Order,
@@ -69,7 +70,9 @@ def check(
   _check_unread(objective, options)
   never = {objective.mask_id, *options.forbidden}
   never |= {objective.eos_id} if options.minimum_length else set()
-  if len(never) == objective.network.vocab_size:
+  unused = among(objective.unused, objective.network.vocab_size)
+  unused[list(never)] = True
+  if unused.all():
     raise UserError("decode.forbidden: leaves no id to choose from")
 
 

@@ -68,7 +68,7 @@ class PartialResults:
     """The row of a line; None if it is torn or damaged."""
     try:
       row, *figures = json.loads(line) if line.endswith("\n") else [None]
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
       return None
     known = type(row) is int and 0 <= row < self._total
     numbers = all(type(x) in (int, float) for x in figures)

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
+from set_diffusion_jax.data.vocabulary import Runs, among
+
 # Logits of one piece on one device, in elements. On CPU they should stay in its caches;
 # elsewhere, where the output layer's weights are sharded, each piece gathers them anew.
 PIECE_ELEMENTS = {"cpu": 2**23, "gpu": 2**28, "tpu": 2**28}
@@ -24,7 +26,10 @@ class LossTerms(NamedTuple):
 
 
 def negative_log_likelihood(
-  logits: Float[Array, "... V"], target: Int[Array, "..."], suppress: int | None
+  logits: Float[Array, "... V"],
+  target: Int[Array, "..."],
+  suppress: int | None,
+  left_out: Runs = (),
 ) -> Float[Array, "..."]:
   """-log softmax(logits)[target] in nats, computed in float32.
 
@@ -32,45 +37,56 @@ def negative_log_likelihood(
     logits: unnormalised.
     target: ids below V.
     suppress: an id that gets probability zero ([MASK]), or None.
+    left_out: runs of other ids that get probability zero.
   """
-  return _nats(logits, target, suppress)
+  return _nats(logits, target, suppress, left_out)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _nats(logits, target, suppress):
-  return _nats_and_total(logits, target, suppress)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _nats(logits, target, suppress, left_out):
+  return _nats_and_total(logits, target, suppress, left_out)[0]
 
 
-def _nats_and_total(logits, target, suppress):
-  logits = _without(logits, suppress)
+def _nats_and_total(logits, target, suppress, left_out):
+  logits = _without(logits, suppress, left_out)
   total = jax.nn.logsumexp(logits, axis=-1)
   chosen = jnp.take_along_axis(logits, target[..., None], axis=-1)[..., 0]
   return total - chosen, total
 
 
-def _without(logits, suppress):
-  """Logits in float32, -inf at the id that gets probability zero."""
+def _without(logits, suppress, left_out):
+  """Logits in float32, -inf at the ids that get probability zero."""
   logits = logits.astype(jnp.float32)
+  if left_out:
+    logits = jnp.where(_among(left_out, logits), -jnp.inf, logits)
   if suppress is None:
     return logits
   return jnp.where(_ids(logits) == suppress, -jnp.inf, logits)
+
+
+def _among(left_out, logits):
+  """Which rows of the vocabulary are left out, of as many axes as the logits."""
+  found = among(left_out, logits.shape[-1])
+  return found.reshape((1,) * (logits.ndim - 1) + found.shape)
 
 
 def _ids(logits):
   return jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1)
 
 
-def _nats_forward(logits, target, suppress):
-  nats, total = _nats_and_total(logits, target, suppress)
+def _nats_forward(logits, target, suppress, left_out):
+  nats, total = _nats_and_total(logits, target, suppress, left_out)
   return nats, (logits, target, total)
 
 
-def _nats_backward(suppress, saved, d_nats):
+def _nats_backward(suppress, left_out, saved, d_nats):
   """Softmax minus the one-hot target, in one pass over the logits."""
   logits, target, total = saved
-  share = jnp.exp(_without(logits, suppress) - total[..., None])
+  share = jnp.exp(_without(logits, suppress, left_out) - total[..., None])
   ids = _ids(logits)
   hit = (ids == target[..., None]) & (ids != (-1 if suppress is None else suppress))
+  if left_out:
+    hit &= ~_among(left_out, logits)
   d_logits = d_nats[..., None] * (share - hit)
   return d_logits.astype(logits.dtype), None
 
@@ -85,6 +101,7 @@ def slot_nats(
   vocab_size: int,
   suppress: int | None,
   elements: int,
+  left_out: Runs = (),
 ) -> Float[Array, "B R"]:
   """Nats of each target, in pieces of slots so that [B, R, V] never exists at once.
 
@@ -95,11 +112,12 @@ def slot_nats(
     vocab_size: V.
     suppress: see `negative_log_likelihood`.
     elements: logits of a piece, on all devices together; see PIECE_ELEMENTS.
+    left_out: see `negative_log_likelihood`.
   """
 
   def piece(_, hs):
     h, target = hs
-    return None, negative_log_likelihood(unembed(h), target, suppress)
+    return None, negative_log_likelihood(unembed(h), target, suppress, left_out)
 
   size = _piece_slots(*target.shape, vocab_size, elements)
   return _in_pieces(piece, size, None, (h, target))[1]

@@ -9,6 +9,7 @@ from jaxtyping import Array, Float, Key
 
 from set_diffusion_jax import sharding
 from set_diffusion_jax.config import Config
+from set_diffusion_jax.data.vocabulary import Runs
 from set_diffusion_jax.diffusion import corruption
 from set_diffusion_jax.diffusion.corruption import Batch, Noise, Streams
 from set_diffusion_jax.diffusion.draws import (
@@ -40,12 +41,15 @@ class Objective:
     network: the transformer.
     mask_id: the id of [MASK].
     eos_id: the id of EOS, for method.eos_last.
+    unused: runs of ids without a token. They are never generated; a likelihood leaves
+      them out if evaluate.softmax says so; the training loss does not.
   """
 
   config: Config
   network: Network
   mask_id: int
   eos_id: int
+  unused: Runs = ()
 
   @property
   def one_stream(self) -> bool:
@@ -202,7 +206,8 @@ class Objective:
   def nats(
     self, params, streams: Streams, dropout_keys: Key[Array, " B"] | None = None
   ) -> Float[Array, "B R"]:
-    """-log p of each target in nats, counted or not."""
+    """-log p of each target in nats, counted or not: a likelihood's, not a loss's."""
+    only_tokens = self.config.evaluate.softmax == "tokens"
     return slot_nats(
       functools.partial(self.network.unembed, params),
       self._predicting(params, streams, dropout_keys),
@@ -210,6 +215,7 @@ class Objective:
       self.network.vocab_size,
       self.suppressed,
       self.piece_elements,
+      self.unused if only_tokens else (),
     )
 
   def priced_nats(

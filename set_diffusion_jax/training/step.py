@@ -12,7 +12,7 @@ from jax.sharding import AbstractMesh, Mesh
 from set_diffusion_jax import sharding
 from set_diffusion_jax.checkpoint import abstract
 from set_diffusion_jax.config import Config
-from set_diffusion_jax.data import Vocabulary
+from set_diffusion_jax.data import Runs, Vocabulary
 from set_diffusion_jax.diffusion.corruption import Batch
 from set_diffusion_jax.diffusion.draws import TrainingKeys, training_keys
 from set_diffusion_jax.hardware import work
@@ -175,11 +175,18 @@ class Program:
 
   @classmethod
   def of(
-    cls, config: Config, vocabulary: Vocabulary, mesh: Mesh | AbstractMesh
+    cls,
+    config: Config,
+    vocabulary: Vocabulary,
+    mesh: Mesh | AbstractMesh,
+    unused: Runs = (),
   ) -> "Program":
-    """On a mesh that passes `check_mesh`; nothing runs on an abstract one."""
+    """On a mesh that passes `check_mesh`; nothing runs on an abstract one.
+
+    `unused` are runs of ids without a token.
+    """
     network = build_network(config.model, vocabulary.size, mesh)
-    objective = Objective(config, network, vocabulary.mask, vocabulary.eos)
+    objective = Objective(config, network, vocabulary.mask, vocabulary.eos, unused)
     shapes = jax.eval_shape(functools.partial(state.init_state, config, network))
     return cls(config, mesh, objective, sharding.state_shardings(shapes, mesh))
 

@@ -38,7 +38,8 @@ class Run(Program):
     mesh = make_mesh(config)
     share = sharding.row_share(mesh)
     corpus = data.load(config.data, share[1])
-    program = Program.of(config, corpus.tokenizer.vocabulary, mesh)
+    tokenizer = corpus.tokenizer
+    program = Program.of(config, tokenizer.vocabulary, mesh, tokenizer.unused)
     return cls(**vars(program), corpus=corpus, share=share)
 
   def start(self) -> tuple[TrainState, dict, list[str]]:
@@ -167,7 +168,8 @@ def train(
     CompileTime() as compiled,
     Trace(directory / "profile" if profile and writes else None, first) as trace,
   ):
-    for line in (run.objective.where(), *news):
+    lost = data.lost_text(run.corpus.tokenizer)
+    for line in filter(None, (run.objective.where(), lost, *run.corpus.notes, *news)):
       progress.say(line)
     journal = Journal(run, writer, progress, compiled, first)
     loop = Loop(run, evaluator, batches, checkpoints, journal, preemption, weights_from)
