@@ -13,7 +13,9 @@ from set_diffusion_jax.checkpoint import Checkpoints, abstract
 from set_diffusion_jax.config import Config, MeshConfig
 from set_diffusion_jax.convert.source import open_source
 from set_diffusion_jax.errors import UserError
+from set_diffusion_jax.inputs.paths import given
 from set_diffusion_jax.model import build_network
+from set_diffusion_jax.numerics import settled
 
 
 class Stored(NamedTuple):
@@ -34,6 +36,7 @@ class Stored(NamedTuple):
   meta: dict
 
 
+@settled()
 def read_weights(
   path: str | pathlib.Path, weights: str | None = None, mesh: Mesh | None = None
 ) -> Stored:
@@ -49,7 +52,7 @@ def read_weights(
   Raises:
     UserError: there is no checkpoint, or it is damaged.
   """
-  path = pathlib.Path(path)
+  path = given(path)
   mesh = sharding.make_mesh(MeshConfig()) if mesh is None else mesh
   if path.is_file() or ((path / "config.json").is_file() and not _is_workdir(path)):
     return _read_foreign(path, weights, mesh)

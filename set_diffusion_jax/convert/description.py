@@ -5,6 +5,7 @@ import pathlib
 
 from set_diffusion_jax.convert.published import meaning
 from set_diffusion_jax.convert.source import open_source
+from set_diffusion_jax.inputs.paths import given
 from set_diffusion_jax.version import changes
 
 
@@ -23,7 +24,7 @@ def describe(path: str | pathlib.Path, weights: str | None = None) -> dict:
   Raises:
     UserError: not a checkpoint, or damaged.
   """
-  source = open_source(pathlib.Path(path), weights)
+  source = open_source(given(path), weights)
   rows = [
     {
       "path": p.path,

@@ -25,7 +25,8 @@ def fresh_directory(destination: pathlib.Path) -> Iterator[pathlib.Path]:
   fresh = None
   try:
     destination.parent.mkdir(parents=True, exist_ok=True)
-    name = tempfile.mkdtemp(prefix=f".{destination.name}.", dir=destination.parent)
+    # Its own name may be as long as names can be.
+    name = tempfile.mkdtemp(prefix=".set-diffusion-", dir=destination.parent)
     fresh = pathlib.Path(name)
     yield fresh
     umask = os.umask(0)

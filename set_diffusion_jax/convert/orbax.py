@@ -20,6 +20,7 @@ from set_diffusion_jax.checkpoint import FORMAT_VERSION
 from set_diffusion_jax.convert.layout import Parameter, Piece
 from set_diffusion_jax.convert.tensors import WEIGHT_DTYPES, read_json
 from set_diffusion_jax.errors import UserError
+from set_diffusion_jax.inputs.paths import Opened
 
 _TREE = "_METADATA"
 _DICT_KEY = 2  # Orbax's number for a key of a dict
@@ -33,6 +34,10 @@ class Reader:
 
   def __init__(self, step: pathlib.Path, kind: str | None):
     self._state = step / "state"
+    try:
+      self._opened = Opened(self._state)
+    except OSError as error:
+      raise UserError(f"{self._state}: {error.strerror}") from None
     self.meta = read_json(step / "meta" / "metadata")
     version = self.meta.get("format_version")
     if version != FORMAT_VERSION:
@@ -95,7 +100,7 @@ class Reader:
     """An open array that keeps up to `kept` decoded bytes."""
     spec = {
       "driver": self._driver,
-      "kvstore": _kvstore(self._state, self._names[path], self._ocdbt),
+      "kvstore": _kvstore(self._opened.path, self._names[path], self._ocdbt),
       "fill_missing_data_reads": False,
       "context": {"cache_pool": {"total_bytes_limit": kept}},
     }
@@ -140,10 +145,11 @@ def _paths(file: pathlib.Path, tree: Mapping) -> list[tuple[str, ...]]:
 
 
 def _kvstore(state: pathlib.Path, name: str, ocdbt: bool) -> dict:
-  base = f"file://{state.absolute()}/"
+  """A parameter in a folder, given by a path and not by a URL, which is no literal."""
   if ocdbt:
+    base = {"driver": "file", "path": f"{state}/"}
     return {"driver": "ocdbt", "base": base, "path": f"{name}/"}
-  return {"driver": "file", "path": f"{state.absolute()}/{name}/"}
+  return {"driver": "file", "path": f"{state}/{name}/"}
 
 
 class Writer:
@@ -152,6 +158,7 @@ class Writer:
   def __init__(self, step: pathlib.Path):
     self._step, self._state = step, step / "state"
     self._state.mkdir(parents=True)
+    self._opened = Opened(self._state)
     self._entries: dict[str, dict] = {}
     self._array = None
 
@@ -160,7 +167,7 @@ class Writer:
     path = ("params", *parameter.path.split("/"))
     spec = {
       "driver": "zarr",
-      "kvstore": _kvstore(self._state, ".".join(path), ocdbt=True),
+      "kvstore": _kvstore(self._opened.path, ".".join(path), ocdbt=True),
       "metadata": {
         "shape": list(parameter.shape),
         "chunks": list(parameter.piece_shape),

@@ -9,6 +9,7 @@ is written last and says which text it was made from. See `prepared` for the for
 
 import collections
 import concurrent.futures
+import contextlib
 import functools
 import hashlib
 import json
@@ -28,6 +29,7 @@ from set_diffusion_jax.data import prepared
 from set_diffusion_jax.data.sources import SIDES, Source, finished
 from set_diffusion_jax.data.tokenizer import load_tokenizer
 from set_diffusion_jax.errors import UserError
+from set_diffusion_jax.inputs.paths import Opened
 
 SHARD = 32 * 2**20  # characters of text
 _OPTIONS = "group_size:1,uncompressed"  # what random access reads fastest
@@ -266,15 +268,23 @@ def _entry(path: pathlib.Path) -> dict:
   return {"bytes": path.stat().st_size, "sha256": prepared.file_digest(path)}
 
 
+@contextlib.contextmanager
+def _writer(path: pathlib.Path) -> Iterator[ArrayRecordWriter]:
+  """Of a new file; closed where all went well."""
+  with Opened(path.parent) as folder:
+    writer = ArrayRecordWriter(str(folder.path / path.name), _OPTIONS)
+    yield writer
+    writer.close()
+
+
 def _write_texts(path: pathlib.Path, documents: Iterable[str]) -> dict:
   """A record for each document; returns counts."""
   records = size = 0
-  writer = ArrayRecordWriter(str(path), _OPTIONS)
-  for document in documents:
-    writer.write(document.encode())
-    records += 1
-    size += len(document.encode())
-  writer.close()
+  with _writer(path) as writer:
+    for document in documents:
+      writer.write(document.encode())
+      records += 1
+      size += len(document.encode())
   return {"records": records, "text_bytes": size}
 
 
@@ -288,7 +298,6 @@ def _write_tokens(path: pathlib.Path, encoded, lengths: list[int]) -> dict:
   """
   tokens = size = records = 0
   rest: list = []  # of documents, fewer tokens than a record
-  writer = ArrayRecordWriter(str(path), _OPTIONS)
 
   def flush(least: int) -> None:
     nonlocal records, rest
@@ -301,18 +310,18 @@ def _write_tokens(path: pathlib.Path, encoded, lengths: list[int]) -> dict:
     rest = [(ids[whole:], sizes[whole:])]
 
   waiting = 0
-  for ids, sizes in encoded:
-    lengths.append(len(ids))
-    tokens += len(ids)
-    size += int(sizes.sum())
-    rest.append((ids, sizes))
-    waiting += len(ids)
-    if waiting >= 64 * prepared.RECORD:
-      flush(prepared.RECORD)
-      waiting = len(rest[0][0])
-  if waiting:
-    flush(1)
-  writer.close()
+  with _writer(path) as writer:
+    for ids, sizes in encoded:
+      lengths.append(len(ids))
+      tokens += len(ids)
+      size += int(sizes.sum())
+      rest.append((ids, sizes))
+      waiting += len(ids)
+      if waiting >= 64 * prepared.RECORD:
+        flush(prepared.RECORD)
+        waiting = len(rest[0][0])
+    if waiting:
+      flush(1)
   return {"records": records, "tokens": tokens, "text_bytes": size}
 
 

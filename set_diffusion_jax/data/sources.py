@@ -7,7 +7,6 @@ prompt and then its target.
 
 import contextlib
 import functools
-import glob
 import gzip
 import hashlib
 import io
@@ -24,6 +23,7 @@ from set_diffusion_jax.config.checks import check_text
 from set_diffusion_jax.data.detokenize import detokenizer
 from set_diffusion_jax.data.prepared import Prepared
 from set_diffusion_jax.errors import UserError
+from set_diffusion_jax.inputs.paths import matching
 
 SIDES = ("train", "validation")
 
@@ -152,7 +152,7 @@ class Source:
     """The files that documents come from, with their sizes in bytes."""
     paths = [self.config.train_path, self.config.validation_path]
     if self.config.source in ("text", "lines", "jsonl"):
-      found = [path for pattern in paths if pattern for path in _matching(pattern)]
+      found = [path for pattern in paths if pattern for path in matching(pattern)]
       return [{"file": str(path), "bytes": path.stat().st_size} for path in found]
     return []
 
@@ -185,16 +185,10 @@ def embedded(validation_fraction: float) -> Documents:
   )
 
 
-def _matching(pattern: str) -> list[pathlib.Path]:
-  """The files that a path or a pattern names, sorted by name."""
-  names = sorted(glob.glob(pattern, recursive=True))
-  return [path for path in map(pathlib.Path, names) if path.is_file()]
-
-
 def _files(config: DataConfig, field: str, pattern: str) -> Iterator[str]:
   """The documents of the files that a path or a pattern names."""
   where = f'{field} = "{pattern}"'
-  files = _matching(pattern)
+  files = matching(pattern)
   if not files:
     raise UserError(f"{where}: no such file; give a path or a pattern")
   yield from _some_text(where, _all_documents(config, where, files))

@@ -27,6 +27,7 @@ from set_diffusion_jax.evaluate.figures import Likelihood, draw_variance, mixtur
 from set_diffusion_jax.evaluate.partial import Row
 from set_diffusion_jax.likelihood.loss import weighted
 from set_diffusion_jax.likelihood.objective import Objective
+from set_diffusion_jax.numerics import settled
 
 
 class Evaluation(NamedTuple):
@@ -81,6 +82,7 @@ class Evaluator:
       out_shardings=sharding.replicated(mesh),
     )
 
+  @settled()
   def run(
     self,
     params,
