@@ -28,6 +28,7 @@ from set_diffusion_jax.evaluate import Evaluator, mixture_nats
 from set_diffusion_jax.likelihood.loss import weighted
 from set_diffusion_jax.likelihood.objective import Objective
 from set_diffusion_jax.model import build_network
+from set_diffusion_jax.numerics import settled
 from set_diffusion_jax.weights import read_weights
 
 
@@ -155,6 +156,7 @@ class Model:
     """
     return self._drawn_nats(tokens, draws, seed, rows).mean(0)
 
+  @settled()
   def log_prob_bound(
     self,
     tokens: np.ndarray,
@@ -178,6 +180,7 @@ class Model:
       )
     return -np.asarray(mixture_nats(self._drawn_nats(tokens, orders, seed, rows)))
 
+  @settled()
   def _drawn_nats(
     self, tokens: np.ndarray, draws: int, seed: int, rows: np.ndarray | None
   ) -> np.ndarray:
@@ -194,6 +197,7 @@ class Model:
     ]
     return np.stack(jax.device_get(totals))
 
+  @settled()
   def log_prob(self, tokens: np.ndarray, position: np.ndarray) -> np.ndarray:
     """Exact log p(tokens | order), one token at a time: float32 [B].
 

@@ -24,6 +24,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 from set_diffusion_jax import processes
 from set_diffusion_jax.errors import NonFiniteError, Preempted, UserError
 from set_diffusion_jax.inputs.names import part, shown, step_number
+from set_diffusion_jax.inputs.paths import Opened
 from set_diffusion_jax.inputs.records import parse_json
 
 FORMAT_VERSION = 3
@@ -66,6 +67,7 @@ class Checkpoints:
   ):
     self.folder = folder.absolute()
     self._keep = keep_latest, keep_best
+    self._opened: Opened | None = None
     self._manager: ocp.CheckpointManager | None = None
 
   def __enter__(self) -> "Checkpoints":
@@ -79,8 +81,10 @@ class Checkpoints:
       keep_checkpoints_without_metrics=False,
     )
     keep = [policies.LatestN(latest), ranked]
+    self.folder.parent.mkdir(parents=True, exist_ok=True)
+    self._opened = Opened(self.folder.parent)  # Orbax looks for its files by patterns
     self._manager = ocp.CheckpointManager(
-      self.folder,
+      self._opened.path / self.folder.name,
       options=ocp.CheckpointManagerOptions(
         preservation_policy=policies.AnyPreservationPolicy(keep),
         # Saving is decided by the training loop alone.
@@ -228,8 +232,8 @@ class Checkpoints:
     """
     path = self.folder / str(step)
     try:
-      with _orderly_event_loops():
-        return handler.restore(epath.Path(path / name), args=args)
+      with Opened(path) as opened, _orderly_event_loops():
+        return handler.restore(epath.Path(opened.path / name), args=args)
     except jax.errors.JaxRuntimeError:  # out of memory is no damage
       raise
     except Exception as error:  # Orbax raises just that, among others

@@ -18,7 +18,9 @@ from set_diffusion_jax.convert.meta import read_meta
 from set_diffusion_jax.convert.source import open_source
 from set_diffusion_jax.errors import UserError
 from set_diffusion_jax.inputs.names import check_link, step_number
+from set_diffusion_jax.inputs.paths import given
 from set_diffusion_jax.model import build_network
+from set_diffusion_jax.numerics import settled
 
 
 class Stored(NamedTuple):
@@ -39,6 +41,7 @@ class Stored(NamedTuple):
   meta: dict
 
 
+@settled()
 def read_weights(
   path: str | pathlib.Path,
   weights: str | None = None,
@@ -58,7 +61,7 @@ def read_weights(
   Raises:
     UserError: there is no checkpoint, or it is damaged.
   """
-  path = pathlib.Path(path)
+  path = given(path)
   mesh = sharding.make_mesh(MeshConfig()) if mesh is None else mesh
   foreign = os.path.lexists(path / "config.json") and not _is_workdir(path)
   if path.is_file() or foreign:

@@ -1,33 +1,17 @@
 """A work directory: one run's configuration, metrics and checkpoints."""
 
 import json
-import os
 import pathlib
 
 from set_diffusion_jax.config import Config
 from set_diffusion_jax.data.pipeline import FIGURES
 from set_diffusion_jax.errors import UserError
+from set_diffusion_jax.inputs import paths
 from set_diffusion_jax.inputs.names import step_number
 from set_diffusion_jax.inputs.records import parse_json
 
 CONFIG = "config.json"
 CHECKPOINTS = "checkpoints"
-
-
-def write_text(path: pathlib.Path, text: str) -> None:
-  """Writes a file beside itself and moves it into place: it is never half there."""
-  fresh = _fresh(path)
-  try:
-    fresh.write_text(text)
-    os.replace(fresh, path)
-  except OSError:
-    fresh.unlink(missing_ok=True)
-    raise
-
-
-def _fresh(path: pathlib.Path) -> pathlib.Path:
-  """Where a file is written before it is moved into place."""
-  return path.with_name(path.name + ".tmp")
 
 
 def claim(workdir: pathlib.Path, config: Config, fingerprint: dict) -> None:
@@ -41,7 +25,7 @@ def claim(workdir: pathlib.Path, config: Config, fingerprint: dict) -> None:
     raise UserError(f"--workdir={workdir}: must be a directory, is a file")
   try:
     workdir.mkdir(parents=True, exist_ok=True)
-    foreign = {file.name for file in workdir.iterdir()} - {_fresh(path).name}
+    foreign = [f.name for f in workdir.iterdir() if not paths.is_fresh(f.name)]
     if path.exists():
       stored, stored_fingerprint = read(workdir)
       _compare(workdir, stored.identity(), config.identity())
@@ -51,7 +35,7 @@ def claim(workdir: pathlib.Path, config: Config, fingerprint: dict) -> None:
         f"--workdir={workdir}: holds files but no run; give a new directory"
       )
     text = json.dumps({"config": config.to_dict(), "data": fingerprint}, indent=2)
-    write_text(path, text + "\n")
+    paths.write_whole(path, text + "\n")
   except OSError as error:
     raise UserError(f"--workdir={workdir}: {error.strerror}") from None
 

@@ -121,7 +121,7 @@ def _check_fields(require: _Require) -> None:
   for name in "train.keep_best optimizer.warmup_steps train.seed evaluate.seed".split():
     require(require.value(name) >= 0, name, "0 or more")
   for name in ("train.seed", "evaluate.seed"):
-    require(require.value(name) < 2**31, name, "below 2**31")
+    require(require.value(name) < 2**32, name, "below 2**32")
 
 
 def _check_model(require: _Require, model: ModelConfig) -> None:

@@ -19,6 +19,8 @@ from set_diffusion_jax.convert.transfer import Cast
 from set_diffusion_jax.convert.verify import verify_apart, verify_here
 from set_diffusion_jax.data import JsonTokenizer, restore_tokenizer
 from set_diffusion_jax.errors import UserError
+from set_diffusion_jax.inputs.paths import given
+from set_diffusion_jax.numerics import settled
 
 SHARD_SIZE = 5 * 10**9  # bytes, as Transformers shards
 
@@ -50,6 +52,7 @@ class Report:
   logits_difference: float | None
 
 
+@settled()
 def convert(
   source: str | pathlib.Path,
   destination: str | pathlib.Path,
@@ -91,7 +94,7 @@ def convert(
     raise UserError(f"--weights={weights}: must be one of {', '.join(WEIGHTS)}")
   if shard_size < 1:
     raise UserError(f"--shard-size={shard_size}: must be at least 1 byte")
-  source, destination = pathlib.Path(source), pathlib.Path(destination)
+  source, destination = given(source), given(destination)
   opened = open_source(source, weights, backbone_config)
   check_outside(opened, destination)
   if opened.tokenizer == JsonTokenizer.name:

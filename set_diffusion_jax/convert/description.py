@@ -6,6 +6,7 @@ import pathlib
 from set_diffusion_jax.convert.published import meaning
 from set_diffusion_jax.convert.source import open_source
 from set_diffusion_jax.data import count, facts, restore_tokenizer
+from set_diffusion_jax.inputs.paths import given
 from set_diffusion_jax.version import changes
 
 
@@ -29,7 +30,7 @@ def describe(
   Raises:
     UserError: not a checkpoint, or damaged.
   """
-  source = open_source(pathlib.Path(path), weights, backbone_config)
+  source = open_source(given(path), weights, backbone_config)
   tokenizer = restore_tokenizer(source.described)
   rows = [
     {

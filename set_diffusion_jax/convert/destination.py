@@ -24,6 +24,7 @@ def fresh_directory(destination: pathlib.Path) -> Iterator[pathlib.Path]:
     _check_free(destination)
     place = _place(destination)
     place.parent.mkdir(parents=True, exist_ok=True)
+    # Its own name may be as long as names can be.
     fresh = pathlib.Path(tempfile.mkdtemp(prefix=_FRESH, dir=place.parent))
     yield fresh
     umask = os.umask(0)

@@ -22,6 +22,7 @@ from set_diffusion_jax.convert.layout import Parameter, Piece, same_names
 from set_diffusion_jax.convert.tensors import WEIGHT_DTYPES, read_json
 from set_diffusion_jax.errors import UserError
 from set_diffusion_jax.inputs.names import check_tree, shown
+from set_diffusion_jax.inputs.paths import Opened
 
 _TREE = "_METADATA"
 # A step's parameters may take so many times the bytes of its files, as zeros shrink to
@@ -43,6 +44,10 @@ class Reader:
   def __init__(self, step: pathlib.Path, kind: str | None):
     self._step, self._state = step, step / "state"
     self._bytes = check_tree(step)
+    try:
+      self._opened = Opened(self._state)
+    except OSError as error:
+      raise UserError(f"{self._state}: {error.strerror}") from None
     self.meta = read_json(step / "meta" / "metadata")
     check_version(self.meta, str(step))
     try:
@@ -123,7 +128,7 @@ class Reader:
     """An open array that keeps up to `kept` decoded bytes."""
     spec = {
       "driver": self._driver,
-      "kvstore": _kvstore(self._state, self._names[path], self._ocdbt),
+      "kvstore": _kvstore(self._opened.path, self._names[path], self._ocdbt),
       "fill_missing_data_reads": False,
       "context": {"cache_pool": {"total_bytes_limit": kept}},
     }
@@ -172,10 +177,11 @@ def _paths(file: pathlib.Path, tree: Mapping) -> list[tuple[str, ...]]:
 
 
 def _kvstore(state: pathlib.Path, name: str, ocdbt: bool) -> dict:
-  base = {"driver": "file", "path": f"{state.absolute()}/"}  # no URL: names are bytes
+  """A parameter in a folder, given by a path and not by a URL, which is no literal."""
   if ocdbt:
+    base = {"driver": "file", "path": f"{state}/"}
     return {"driver": "ocdbt", "base": base, "path": f"{name}/"}
-  return {**base, "path": f"{base['path']}{name}/"}
+  return {"driver": "file", "path": f"{state}/{name}/"}
 
 
 class Writer:
@@ -184,6 +190,7 @@ class Writer:
   def __init__(self, step: pathlib.Path):
     self._step, self._state = step, step / "state"
     self._state.mkdir(parents=True)
+    self._opened = Opened(self._state)
     self._entries: dict[str, dict] = {}
     self._array = None
 
@@ -192,7 +199,7 @@ class Writer:
     path = ("params", *parameter.path.split("/"))
     spec = {
       "driver": "zarr",
-      "kvstore": _kvstore(self._state, ".".join(path), ocdbt=True),
+      "kvstore": _kvstore(self._opened.path, ".".join(path), ocdbt=True),
       "metadata": {
         "shape": list(parameter.shape),
         "chunks": list(parameter.piece_shape),

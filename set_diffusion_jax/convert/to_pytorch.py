@@ -68,7 +68,8 @@ def write_pytorch(
   for name, text in files.items():
     write_file(fresh, name, text)
   card = model_card(source, ", ".join(names), evaluation or source.evaluation)
-  (fresh / "README.md").write_text(card, encoding="utf-8")
+  name = "backslashreplace"  # a path in it need not be UTF-8
+  (fresh / "README.md").write_text(card, encoding="utf-8", errors=name)
 
 
 def _buffers(source: Source, dtype: str) -> dict[str, np.ndarray]:

@@ -1,14 +1,13 @@
 """Documents from files: which files a path names, and their formats."""
 
 import functools
-import glob
 import json
-import os
 import pathlib
 from collections.abc import Iterable, Iterator
 
 from set_diffusion_jax.config import DataConfig
 from set_diffusion_jax.errors import UserError
+from set_diffusion_jax.inputs import paths
 from set_diffusion_jax.inputs.records import parse_record
 from set_diffusion_jax.inputs.text import Found, check_text, read_lines
 
@@ -87,32 +86,17 @@ class Files:
 
 def _matching(where: str, pattern: str) -> list[pathlib.Path]:
   """The files that a path or a pattern names, sorted by name."""
-  pattern = os.path.expanduser(pattern)
-  path = pathlib.Path(pattern)
+  path = pathlib.Path(paths.expanded(pattern))
   try:
-    if path.is_file():
-      return [path]
-    if path.exists():
+    if path.exists() and not path.is_file():
       kind = "a directory" if path.is_dir() else "no regular file"
       raise UserError(f"{where}: is {kind}; give a file or a pattern such as dir/*.txt")
-    names = sorted(glob.glob(_with_literal_folders(pattern), recursive=True))
-    paths = [path for path in map(pathlib.Path, names) if path.is_file()]
+    found = paths.matching(str(path))
   except OSError as error:
     raise UserError(f"{where}: {error.strerror}") from None
-  if not paths:
+  if not found:
     raise UserError(f"{where}: no such file; give a path or a pattern")
-  return paths
-
-
-def _with_literal_folders(pattern: str) -> str:
-  """A pattern whose leading folders, where they exist, match only themselves."""
-  literal, rest = "", pattern
-  while "/" in rest:
-    folder, after = rest.split("/", 1)
-    if not os.path.isdir(f"{literal}{folder}/"):
-      break
-    literal, rest = f"{literal}{folder}/", after
-  return glob.escape(literal) + rest
+  return found
 
 
 def shown(name: object) -> str:

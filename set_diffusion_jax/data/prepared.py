@@ -25,6 +25,7 @@ from set_diffusion_jax.data.manifest import check_manifest, read_ends
 from set_diffusion_jax.data.text import Text, stored_digest
 from set_diffusion_jax.data.tokenizer import Tokenizer, load_tokenizer
 from set_diffusion_jax.errors import UserError
+from set_diffusion_jax.inputs.paths import Opened
 from set_diffusion_jax.inputs.records import parse_json
 
 FORMAT_VERSION = 1
@@ -200,7 +201,8 @@ class _Records:
     shards = prepared.manifest["sides"][side]["shards"]
     self._where = prepared.where
     # With the number of records in its name no file is opened before it is read.
-    paths = [f"{prepared.folder / s['file']}[0:{s['records']}]" for s in shards]
+    self._opened = Opened(prepared.folder)
+    paths = [f"{self._opened.path / s['file']}[0:{s['records']}]" for s in shards]
     self._source = grain.sources.ArrayRecordDataSource(paths)
 
   def __len__(self) -> int:

@@ -1,9 +1,10 @@
 """One shard of a prepared corpus: what it is made from, and how it is written."""
 
+import contextlib
 import json
 import os
 import pathlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -14,6 +15,7 @@ from set_diffusion_jax.data import prepared
 from set_diffusion_jax.data.sources import finished
 from set_diffusion_jax.data.tokenizer import load_tokenizer
 from set_diffusion_jax.errors import UserError
+from set_diffusion_jax.inputs.paths import Opened
 from set_diffusion_jax.inputs.records import parse_json
 
 _OPTIONS = "group_size:1,uncompressed"  # what random access reads fastest
@@ -105,15 +107,23 @@ def entry_of(path: pathlib.Path) -> dict:
   return {"bytes": path.stat().st_size, "sha256": prepared.file_digest(path)}
 
 
+@contextlib.contextmanager
+def _writer(path: pathlib.Path) -> Iterator[ArrayRecordWriter]:
+  """Of a new file; closed where all went well."""
+  with Opened(path.parent) as folder:
+    writer = ArrayRecordWriter(str(folder.path / path.name), _OPTIONS)
+    yield writer
+    writer.close()
+
+
 def _write_texts(path: pathlib.Path, documents: Iterable[str]) -> dict:
   """A record for each document; returns counts."""
   records = size = 0
-  writer = ArrayRecordWriter(str(path), _OPTIONS)
-  for document in documents:
-    writer.write(document.encode())
-    records += 1
-    size += len(document.encode())
-  writer.close()
+  with _writer(path) as writer:
+    for document in documents:
+      writer.write(document.encode())
+      records += 1
+      size += len(document.encode())
   return {"records": records, "text_bytes": size}
 
 
@@ -127,7 +137,6 @@ def _write_tokens(path: pathlib.Path, encoded, lengths: list[int]) -> dict:
   """
   tokens = size = records = 0
   rest: list = []  # of documents, fewer tokens than a record
-  writer = ArrayRecordWriter(str(path), _OPTIONS)
 
   def flush(least: int) -> None:
     nonlocal records, rest
@@ -140,18 +149,18 @@ def _write_tokens(path: pathlib.Path, encoded, lengths: list[int]) -> dict:
     rest = [(ids[whole:], sizes[whole:])]
 
   waiting = 0
-  for ids, sizes in encoded:
-    lengths.append(len(ids))
-    tokens += len(ids)
-    size += int(sizes.sum())
-    rest.append((ids, sizes))
-    waiting += len(ids)
-    if waiting >= 64 * prepared.RECORD:
-      flush(prepared.RECORD)
-      waiting = len(rest[0][0])
-  if waiting:
-    flush(1)
-  writer.close()
+  with _writer(path) as writer:
+    for ids, sizes in encoded:
+      lengths.append(len(ids))
+      tokens += len(ids)
+      size += int(sizes.sum())
+      rest.append((ids, sizes))
+      waiting += len(ids)
+      if waiting >= 64 * prepared.RECORD:
+        flush(prepared.RECORD)
+        waiting = len(rest[0][0])
+    if waiting:
+      flush(1)
   return {"records": records, "tokens": tokens, "text_bytes": size}
 
 

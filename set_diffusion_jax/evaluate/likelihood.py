@@ -29,6 +29,7 @@ from set_diffusion_jax.evaluate.partial import Row
 from set_diffusion_jax.inputs.arrays import read_array
 from set_diffusion_jax.likelihood.loss import weighted
 from set_diffusion_jax.likelihood.objective import Objective
+from set_diffusion_jax.numerics import settled
 
 
 class Evaluation(NamedTuple):
@@ -83,6 +84,7 @@ class Evaluator:
       out_shardings=sharding.replicated(mesh),
     )
 
+  @settled()
   def run(
     self,
     params,
