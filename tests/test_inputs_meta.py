@@ -186,7 +186,7 @@ def test_the_configuration_of_a_work_directory(tmp_path, converted, message):
     read_weights(run)
 
 
-def rewritten(run, shape, chunks):
+def rewritten(run, name, shape, chunks):
   """A work directory in which the description of an array is another one."""
   state = run / "checkpoints" / "0" / "state"
   spec = {
@@ -194,7 +194,7 @@ def rewritten(run, shape, chunks):
     "kvstore": {
       "driver": "ocdbt",
       "base": f"file://{state}/",
-      "path": "params.embedding/",
+      "path": f"params.{name}/",
     },
     "metadata": {"shape": shape, "chunks": chunks, "compressor": None},
     "dtype": "float32",
@@ -214,7 +214,7 @@ def test_arrays_that_claim_another_size(tmp_path, converted):
   before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
   for number, (claimed, chunks, message) in enumerate(cases):
     run = shutil.copytree(converted, tmp_path / f"run{number}")
-    rewritten(run, claimed, chunks)
+    rewritten(run, "embedding", claimed, chunks)
     refused(run, tmp_path / "out", message)
   after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
   assert after - before < 256 * 1024
@@ -224,11 +224,14 @@ def test_a_model_that_its_files_cannot_hold(tmp_path, converted):
   """A configuration and descriptions of arrays that agree, without any values."""
   run = shutil.copytree(converted, tmp_path / "run")
   meta = json.loads(meta_of(run).read_text())
-  size = 2**31 - 2
+  size = 4_000_000
   meta["tokenizer"].update(size=size, used_ids=size)
   meta_of(run).write_text(json.dumps(meta))
-  rewritten(run, [size, 32], [1, 32])
-  refused(run, tmp_path / "out", "must be [32, 2147483646]")
+  rewritten(run, "embedding", [size, 32], [1, 32])
+  refused(run, tmp_path / "out", "must be [32, 4000000]")
+  rewritten(run, "head.kernel", [32, size], [32, 1])
+  rewritten(run, "head.bias", [size], [1])
+  refused(run, tmp_path / "out", "describes parameters of 1040")
 
 
 @pytest.mark.parametrize("key", ["../../x", "/tmp/x", "a/b", 7.5, None, [1]])

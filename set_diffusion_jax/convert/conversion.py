@@ -109,7 +109,7 @@ def convert(
   if verify:
     run = verify_apart if fresh_process else verify_here
     with removed_unless_right(destination):
-      verified, difference = run(source, destination, weights, dtype)
+      verified, difference = run(source, destination, weights, dtype, backbone_config)
   return Report(
     source=source,
     destination=destination,

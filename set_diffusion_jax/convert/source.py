@@ -30,7 +30,7 @@ from set_diffusion_jax.convert.training import (
 )
 from set_diffusion_jax.data import Vocabulary
 from set_diffusion_jax.errors import UserError
-from set_diffusion_jax.inputs import names
+from set_diffusion_jax.inputs import names, sizes
 from set_diffusion_jax.inputs.records import parse_json
 
 PICKLED = (".bin", ".ckpt", ".pt", ".pth")
@@ -315,6 +315,7 @@ def _check_tensors(
   if wanted > 100 * len(tensors) + 100:  # and too many to be named one by one
     raise UserError(f"{path}: has {len(tensors)} tensors, {wanted} are needed")
   layout.same_names(path, set(tensors), {n for p in parameters for n in p.names()})
+  sizes.check_files(tensors.values())
   dtypes = {}
   for parameter in parameters:
     for name in parameter.names():

@@ -32,6 +32,7 @@ def verify_here(
   destination: pathlib.Path,
   weights: str | None,
   dtype: str | None,
+  backbone_config: str | pathlib.Path | None,
 ) -> tuple[int, float | None]:
   """Compares a finished conversion with its source; arguments as `convert` has them.
 
@@ -42,7 +43,8 @@ def verify_here(
   Raises:
     UserError: they differ, or the result cannot be read.
   """
-  opened, result = open_source(source, weights), open_source(destination)
+  opened = open_source(source, weights, backbone_config)
+  result = open_source(destination)
   compared = verify_result(opened, Cast(opened, dtype), result)
   return compared, verify_logits(result if opened.format == "orbax" else opened)
 
@@ -52,6 +54,7 @@ def verify_apart(
   destination: pathlib.Path,
   weights: str | None,
   dtype: str | None,
+  backbone_config: str | pathlib.Path | None,
 ) -> tuple[int, float | None]:
   """The same in a fresh process, on the CPU, which has nothing but the paths.
 
@@ -62,7 +65,8 @@ def verify_apart(
   search = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
   environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
   environment["PYTHONPATH"] = os.pathsep.join(search)
-  arguments = [str(source), str(destination), weights or "", dtype or ""]
+  given = (source, destination, weights, dtype, backbone_config)
+  arguments = ["" if value is None else str(value) for value in given]
   # -P: nothing is imported from the directory where the user is.
   run = subprocess.run(
     [sys.executable, "-P", "-c", _CHILD, *arguments],
@@ -86,10 +90,10 @@ def verify_apart(
 
 def child() -> None:
   """The fresh process of `verify_apart`: its result is a line of JSON."""
-  source, destination, weights, dtype = sys.argv[1:]
+  source, destination, *options = sys.argv[1:]
   paths = pathlib.Path(source), pathlib.Path(destination)
   try:
-    compared, difference = verify_here(*paths, weights or None, dtype or None)
+    compared, difference = verify_here(*paths, *(value or None for value in options))
     print(json.dumps({"compared": compared, "difference": difference}))
   except UserError as error:
     print(json.dumps({"error": str(error)}))

@@ -1,7 +1,7 @@
 """Sizes that a file claims: checked against what it holds before memory is taken."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from set_diffusion_jax.errors import UserError
 from set_diffusion_jax.inputs.names import shown
@@ -60,3 +60,20 @@ def tensor_name(name: object, where: str) -> str:
       f"{LONGEST_NAME} characters"
     )
   return name
+
+
+def check_files(tensors: Iterable) -> None:
+  """UserError if the tensors of a file have more bytes than it.
+
+  Tensors may share a storage, and would be as many times that storage once written.
+
+  Args:
+    tensors: with the attributes `file`, a path, and `nbytes`.
+  """
+  claimed: dict = {}
+  for tensor in tensors:
+    claimed[tensor.file] = claimed.get(tensor.file, 0) + tensor.nbytes
+  for file, size in claimed.items():
+    there = file.stat().st_size
+    if size > there:
+      raise UserError(f"{file}: has tensors of {size} bytes, and {there} bytes in all")
