@@ -214,7 +214,8 @@ def test_schedules_of_the_reference(tmp_path):
       continue
     if arguments["block_size"] != arguments["length"]:
       continue
-    values = published("setdlm_dit") | {"length": arguments["length"]}
+    sizes = ("length", "block_size", "eval_block_size")
+    values = published("setdlm_dit") | dict.fromkeys(sizes, arguments["length"])
     target = values["noise_config"]["_target_"]
     values["noise_config"] = {"_target_": target, **arguments}
     source = open_source(reference("setdlm_dit", tmp_path / name))
@@ -380,6 +381,7 @@ def test_decode_settings_of_weights_trained_here(tmp_path, commit):
 def test_padded_rows_are_kept_and_recorded(tmp_path):
   changes = {"vocab_size": 50, "pad_vocab_size_multiple": 64, "mask_token_id": 49}
   changes |= {"pad_token_id": 48, "bos_token_id": 47, "eos_token_id": 46}
+  changes["tokenization_config"] = dict(changes)
   first = reference("setdlm_dit", tmp_path / "first", **changes)
   report = convert(first, tmp_path / "orbax", verify=True)
   assert any("14 rows" in note for note in report.notes)

@@ -52,7 +52,10 @@ def published_ids(
   Raises:
     UserError: an id without a row, or a number of rows that does not follow.
   """
-  said = _said(fields)
+  inner = Fields(fields.path, {}, "tokenization_config.")
+  if fields.get("tokenization_config") is not None:
+    inner = fields.group("tokenization_config")
+  said = _said(fields, inner)
   used = said.positive("vocab_size", int)
   multiple = max(1, said("pad_vocab_size_multiple", int, 1))
   if rows < used or (padded and rows != -(-used // multiple) * multiple):
@@ -62,23 +65,19 @@ def published_ids(
   ids["pad"] = _id(said, "pad", rows, ids["mask"], notes)
   ids["bos"] = _id(said, "bos", rows, ids["pad"], notes)
   ids["eos"] = _id(said, "eos", rows, ids["pad"], notes)
+  inner.only({name: (value,) for name, value in said.values.items()})
   if tokens is not None:
     used = min(used, max(tokens, *(1 + i for i in ids.values())))
   _say_padding(rows, used, notes)
   return Vocabulary(size=rows, **ids), used
 
 
-def _said(fields: Fields) -> Fields:
+def _said(fields: Fields, inner: Fields) -> Fields:
   """The file's own values; where it has none, those of its `tokenization_config`."""
-  inner = Fields(fields.path, {}, "tokenization_config.")
-  if fields.get("tokenization_config") is not None:
-    inner = fields.group("tokenization_config")
   values = {}
   for name in ("vocab_size", "pad_vocab_size_multiple", *NAMES):
     own, other = fields.get(name), inner.get(name)
-    if None not in (own, other) and own != other:
-      inner.wrong(name, f"{own!r}, as outside of tokenization_config")
-    if name in fields.values or name in inner.values:
+    if own is not None or other is not None or name in fields.values:
       values[name] = other if own is None else own
   return Fields(fields.path, values)
 
