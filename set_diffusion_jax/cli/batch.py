@@ -89,9 +89,7 @@ def _print_figures(config: Config, f: dict) -> None:
   slots = f["rows"] * f["length"]
   count = f.get("train_sequences", f.get("train_documents"))
   unit = "sequences" if "train_sequences" in f else "documents, cut on the way"
-  print(
-    f"source     {f['source']}, tokenizer {f['tokenizer']}, {f['vocabulary']:,} ids"
-  )
+  print(f"source     {f['source']}")
   print("tokenizer  " + "\n           ".join(f["tokenizer_facts"]))
   print(
     f"train      {count:,} {unit}; held out {f['validation_sequences']:,} sequences"
