@@ -101,7 +101,7 @@ def _figure_lines(config: Config, f: dict) -> list[str]:
   padding = f"{f['padding']:,} padding ({f['padding'] / slots:.1%})"
   mean = f"on average {f['mean_length']:.1f}"
   return [
-    f"source     {f['source']}, tokenizer {f['tokenizer']}, {f['vocabulary']:,} ids",
+    f"source     {f['source']}",
     "tokenizer  " + "\n           ".join(f["tokenizer_facts"]),
     f"train      {count:,} {unit}; held out {f['validation_sequences']:,} sequences",
     f"batch      {f['rows']} x {f['length']}: {f['targets']:,} targets, "

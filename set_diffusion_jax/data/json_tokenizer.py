@@ -189,6 +189,8 @@ class JsonTokenizer:
 
   def decode(self, ids: np.ndarray, mask: str = "\N{LOW LINE}") -> str:
     """Text of ids. Special ids vanish, but [MASK] shows as `mask`."""
+    ids, size = np.asarray(ids), self.vocabulary.size
+    ids = ids[(ids >= 0) & (ids < size)]
     with one_line("data.tokenizer: cannot decode"):
       return mask.join(
         self._tokenizer.decode(

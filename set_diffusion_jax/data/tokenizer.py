@@ -120,9 +120,10 @@ def load_tokenizer(name: str) -> Tokenizer:
     path = pieces if pieces.exists() and not whole.exists() else whole
   try:
     content = path.read_bytes()
-  except OSError as error:
+  except (OSError, ValueError) as error:
+    reason = getattr(error, "strerror", None) or "is no name of a file"
     raise UserError(
-      f'{where}: {error.strerror}; give "byte", a tokenizer.json or a *.model'
+      f'{where}: {reason}; give "byte", a tokenizer.json or a *.model'
     ) from None
   check_pointer(content, where)
   if path.suffix == ".model":
@@ -199,7 +200,8 @@ def lost_text(tokenizer: Tokenizer) -> str | None:
     return f"the tokenizer does not take every text: {error}"
   if found == _PROBE:
     return None
-  return f"the tokenizer does not keep every text: {_PROBE!r} comes back as {found!r}"
+  back = repr(found[:200])
+  return f"the tokenizer does not keep every text: {_PROBE!r} comes back as {back}"
 
 
 def train_bpe(texts: Iterable[str], size: int) -> str:
