@@ -301,3 +301,20 @@ def test_a_full_disk_is_one_line(tmp_path, capsys):
   with small_files(2000):
     refused(capsys, prepare, out, "the same command goes on")
   assert cli.main(prepare) == 0
+
+
+def test_training_on_a_full_disk(tmp_path, capsys):
+  text = tiny.text_file(tmp_path)
+  (tmp_path / "config.py").write_text(
+    "from tests import tiny\ndef get_config(): return tiny.settings(model__layers=1, "
+    f"data__source='text', data__train_path={str(text)!r}, evaluate__sequences=2)\n"
+  )
+  run = tmp_path / "run[1]"
+  command = ["train", f"--config={tmp_path}/config.py", f"--workdir={run}"]
+  assert cli.main([*command, "--config.train.steps=2"]) == 0
+  with small_files(4000):
+    refused(capsys, command, f"--workdir={run}: File too large", "steps that are whole")
+  assert Checkpoints(run / "checkpoints").steps == [2]
+  assert cli.main(command) == 0
+  assert "continues from step 2" in capsys.readouterr().err
+  assert Checkpoints(run / "checkpoints").steps == [4, 6]
