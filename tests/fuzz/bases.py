@@ -162,7 +162,9 @@ def tokenizer() -> dict:
   added = [
     {
       **dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False),
-      **{"id": 60 + number, "content": text, "special": True},
+      "id": 60 + number,
+      "content": text,
+      "special": True,
     }
     for number, text in enumerate(special)
   ]

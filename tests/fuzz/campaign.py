@@ -82,16 +82,17 @@ def run(
     about: is told the number of each input before it runs.
   """
   module, order = CAMPAIGNS[name], kinds(name)
-  groups = set()
+  groups: set[str] = set()
   for number in range(first, first + count):
     about(number)
     kind = order[number % len(order)]
     rng = random.Random(f"{name} {seed} {number}")
     box = folder / "boxes" / f"{number}"
     box.mkdir(parents=True)
-    here = os.getcwd()
+    here, user = os.getcwd(), os.environ.get("HOME", "")
     try:
       os.chdir(box)
+      os.environ["HOME"] = str(box)
       case = module.KINDS[kind](rng, folder, box)
       outcome = check.check(case, limits)
       found = Result(number, kind, case.what, case.shown, outcome)
@@ -100,6 +101,7 @@ def run(
         _keep(keep / f"{name}-{seed}-{number}", found, box)
     finally:
       os.chdir(here)
+      os.environ["HOME"] = user
       shutil.rmtree(box, ignore_errors=True)
     yield found
 

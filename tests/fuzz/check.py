@@ -80,8 +80,8 @@ class TimeUp(BaseException):
   """The time allowed is over; no handler of errors catches it."""
 
 
-class Executed(BaseException):
-  """Something was about to be executed: it is stopped."""
+class Stopped(BaseException):
+  """Something was about to be executed, or written elsewhere: it is not done."""
 
 
 _EXECUTES = {
@@ -110,7 +110,7 @@ class _Watch:
       return
     if event in _EXECUTES:
       self.executed.append(f"{event} {arguments!r:.200}")
-      raise Executed(self.executed[-1])
+      raise Stopped(self.executed[-1])
     if event in ("compile", "import", "exec", "pickle.find_class"):
       self._code(event, arguments)
     elif event == "open":
@@ -135,7 +135,7 @@ class _Watch:
         told = CANARY
     if CANARY in told:
       self.executed.append(f"{event} {told:.200}")
-      raise Executed(self.executed[-1])
+      raise Stopped(self.executed[-1])
 
   def _changed(self, event: str, path) -> None:
     if isinstance(path, int) or path is None:
@@ -143,6 +143,7 @@ class _Watch:
     where = os.path.abspath(os.fsdecode(path))
     if not where.startswith((str(self.box), "/dev/", "/proc/self/")):
       self.outside.append(f"{event} {where}")
+      raise Stopped(self.outside[-1])
 
 
 _watch: _Watch | None = None
@@ -171,8 +172,7 @@ def check(case: Case, limits: Limits = Limits()) -> Outcome:
   if fault is None and SECRET in streams.out + streams.err + _written(case):
     fault, detail = "outside read", "what lies outside the input is in the result"
   if fault is None and code == 0 and case.right is not None:
-    with captured():
-      wrong = case.right(streams.out)
+    wrong = _wrong(case, streams.out)
     fault, detail = ("wrong result", wrong) if wrong else (None, "")
   if fault is None:
     return Outcome(code)
@@ -200,6 +200,8 @@ def _run(case: Case, limits: Limits) -> tuple[int | None, str | None, str, str]:
     raise KeyboardInterrupt
   if watch.executed:
     return code, "executed", "", watch.executed[0]
+  if watch.outside:
+    return code, "outside", "", watch.outside[0]
   if isinstance(escaped, TimeUp) or seconds > limits.seconds:
     place = _place(escaped) if escaped else ""
     return code, "time", f"time: {place}", f"{seconds:.1f} s, {place}"
@@ -209,8 +211,6 @@ def _run(case: Case, limits: Limits) -> tuple[int | None, str | None, str, str]:
     name = type(escaped).__name__
     text = "".join(traceback.format_exception(escaped))
     return code, "traceback", f"{name} at {_place(escaped)}", text
-  if watch.outside:
-    return code, "outside", "", watch.outside[0]
   return code, None, "", ""
 
 
@@ -224,13 +224,23 @@ def _said(case: Case, code, streams: "_Streams") -> tuple[str | None, str]:
   if len(lines) != 2 or lines[1] or not lines[0].startswith("error: "):
     return "not one line", streams.err[:1000]
   line = lines[0]
-  if not line.isprintable() or len(line) > 4000:
+  longest = max(map(len, case.shown), default=0)
+  if not line.isprintable() or len(line) > 2000 + longest:
     return "unreadable line", repr(line[:1000])
   if not (_FIELD.search(line) or any(name in line for name in case.names)):
     return "names nothing", line
-  if "Error" in line and "KeyError" in line:
-    return "names nothing", line
   return None, ""
+
+
+def _wrong(case: Case, output: str) -> str | None:
+  """What is wrong with the result; a check that fails is not right either."""
+  with captured():
+    try:
+      return case.right(output)
+    except KeyboardInterrupt:
+      raise
+    except BaseException as error:
+      return f"{type(error).__name__} at {_place(error)} when it is read again"
 
 
 def _left(case: Case, before: dict, after: dict, code) -> tuple[str | None, str]:

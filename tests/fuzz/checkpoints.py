@@ -302,14 +302,21 @@ KINDS = {
 }
 # Of so many inputs, how many are of each kind.
 SHARES = dict.fromkeys(KINDS, 2) | {
-  **{"config.json": 4, "pickle": 4, "zip container": 3, "tokenizer files": 3},
-  **{"generation_config.json": 1, "links": 1, "names": 1},
+  "config.json": 4,
+  "pickle": 4,
+  "zip container": 3,
+  "tokenizer files": 3,
+  "generation_config.json": 1,
+  "links": 1,
+  "names": 1,
 }
 
 
 def good(home: pathlib.Path) -> list:
   """What must be accepted before anything is mutated."""
   runs = []
+  for base in ("dit", "qwen3", "older"):
+    _description(home / base)
   for base in bases.CHECKPOINTS:
     source, result = str(home / base), str(home / "warm" / base)
     runs.append(functools.partial(cli.main, ["inspect", source]))

@@ -137,7 +137,7 @@ def pickle_program(rng: random.Random, program: bytes) -> tuple[bytes, str]:
       ops[place], ops[other] = ops[other], ops[place]
       said.append(f"{place} and {other} change places")
     elif act in (3, 4):
-      number = rng.choice(_HUGE[:3] + [0, 1, 2, 3, 255, -1])
+      number = rng.choice([*_HUGE[:3], 0, 1, 2, 3, 255, -1])
       numbers = [i for i, op in enumerate(ops) if op[:1] in (b"K", b"M", b"J")]
       where = rng.choice(numbers or [place])
       new = rng.choice([b"J" + struct.pack("<I", number % 2**32), b"I%d\n" % number])

@@ -55,7 +55,10 @@ _PIECES = [
   *("{", '{"text": 1}', "[MASK", "%s", "{0}", "x" * 9000, " " * 400, "İ", "ß" * 50),
 ]
 _ESCAPES = [r"\ud800", r"\udc00\ud800", r"\u0000", r"\u2028", r"\ud83d\ude00", r"\/"]
-_ALL = dict(bos=False, eos="none")  # so that what is read is the text and nothing else
+_ALL = {
+  "bos": False,
+  "eos": "none",
+}  # so that what is read is the text and nothing else
 
 
 def _text_bytes(rng: random.Random, content: bytes) -> tuple[bytes, str]:
@@ -357,7 +360,8 @@ KINDS = {
   "prompts": prompts,
 }
 SHARES = {"text and lines": 4, "jsonl": 4, "gz": 2, "prepared": 4} | {
-  **{"tokenizer": 3, "prompts": 5}
+  "tokenizer": 3,
+  "prompts": 5,
 }
 
 
