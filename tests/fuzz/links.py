@@ -5,7 +5,7 @@ import pathlib
 import random
 import shutil
 
-from tests.fuzz.check import SECRET
+from tests.fuzz.watch import SECRET
 
 
 def plant(rng: random.Random, box: pathlib.Path, source: pathlib.Path):

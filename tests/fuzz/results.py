@@ -4,13 +4,14 @@ import contextlib
 import json
 import pathlib
 import re
+import shutil
 import sys
 
 import numpy as np
 import safetensors
 
 from set_diffusion_jax import cli
-from tests.fuzz import bases
+from tests.fuzz import models
 
 _PREFIX = re.compile(r"^(?:(?:_orig_mod|module|model|backbone)\.)+")
 _BUFFER = "rotary_emb.inv_freq"
@@ -42,7 +43,7 @@ def made(name: str) -> Stored:
   """The tensors that a base was made of."""
   return {
     canonical(tensor): ("F32", array.shape, array.tobytes())
-    for tensor, array in bases.tensors(name).items()
+    for tensor, array in models.tensors(name).items()
   }
 
 
@@ -95,16 +96,10 @@ def converted(
     folder = destination
     if orbax:
       folder = destination.parent / "back again"
-      stack.callback(lambda: _remove(folder))
+      stack.callback(shutil.rmtree, folder, ignore_errors=True)
       if cli.main(["convert", str(destination), str(folder)]) != 0:
         return "the result cannot be converted back"
     return None if wanted is None else same_tensors(stored(folder), wanted)
-
-
-def _remove(folder: pathlib.Path) -> None:
-  import shutil
-
-  shutil.rmtree(folder, ignore_errors=True)
 
 
 def described(text: str, base: dict, key: str, changed: bool) -> str | None:
