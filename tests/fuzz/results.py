@@ -21,6 +21,8 @@ IRRELEVANT = {
   *("architectures", "attention_dropout", "dropout", "torch_dtype", "dtype"),
   *("transformers_version", "use_cache", "initializer_range", "eps", "tokenizer_name"),
   *("eval_block_size", "model_type", "length", "block_size", "_name_or_path"),
+  # While `use_sliding_window` is false; code of the checkpoint is never run.
+  *("sliding_window", "max_window_layers", "auto_map"),
 }
 
 Stored = dict[str, tuple[str, tuple[int, ...], bytes]]
