@@ -11,6 +11,7 @@ import pathlib
 import select
 import subprocess
 import sys
+import traceback
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 _NOT_READY = 3  # exit code of a process that refuses a good input
@@ -92,8 +93,8 @@ def _work(arguments) -> None:
   with campaign.home() as folder:
     try:
       campaign.warm(folder, arguments.campaign)
-    except ValueError as error:
-      print(error, file=sys.stderr)
+    except Exception:
+      traceback.print_exc()
       raise SystemExit(_NOT_READY) from None
     for one in campaign.run(
       folder,

@@ -1,158 +1,25 @@
 """The good inputs that mutations start from: small, and made by code."""
 
-import functools
 import gzip
+import io
 import json
 import pathlib
 import shutil
 
-import numpy as np
 import tensorstore as ts
 
 from set_diffusion_jax import data
+from set_diffusion_jax.config import Config
 from set_diffusion_jax.convert import convert
 from tests.convert_files import safetensors_bytes, torch_bytes
+from tests.fuzz import models
 
-VOCABULARY, WIDTH, HEADS, FFN, LAYERS, LENGTH = 64, 16, 2, 64, 2, 16
-SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
 WORDS = "the cat sat on a mat and then it ran far away from here to there".split()
-
-_IDS = {"bos_token_id": 60, "eos_token_id": 61, "pad_token_id": 62, "mask_token_id": 63}
-DIT_CONFIG = {
-  "architectures": ["SetDLM"],
-  "backbone_config": {
-    "_target_": "src.backbone.dit.DIT",
-    "adaln": False,
-    "causal_attention": False,
-    "cond_dim": 16,
-    "dropout": 0.0,
-    "hidden_size": WIDTH,
-    "length": LENGTH,
-    "n_heads": HEADS,
-    "num_layers": LAYERS,
-    "vocab_size": VOCABULARY,
-  },
-  "block_size": LENGTH,
-  **_IDS,
-  "keep_clean_bos": True,
-  "length": LENGTH,
-  "model_type": "bd3lm",
-  "noise_config": {
-    "_target_": "src.noise_schedule.noise_schedules.StaggeredNoise",
-    "block_size": LENGTH,
-    "desired_block_size": 4,
-    "eps": 0.001,
-    "length": LENGTH,
-    "max_block_size": 8,
-  },
-  "pad_vocab_size_multiple": None,
-  "torch_dtype": "float32",
-  "vocab_size": VOCABULARY,
-}
-QWEN3_CONFIG = {
-  "architectures": ["Qwen3ForCausalLM"],
-  "attention_bias": False,
-  "attention_dropout": 0.0,
-  "eos_token_id": 61,
-  "head_dim": 8,
-  "hidden_act": "silu",
-  "hidden_size": WIDTH,
-  "intermediate_size": FFN,
-  "max_position_embeddings": LENGTH,
-  "model_type": "qwen3",
-  "num_attention_heads": HEADS,
-  "num_hidden_layers": LAYERS,
-  "num_key_value_heads": 1,
-  "rms_norm_eps": 1e-06,
-  "rope_scaling": None,
-  "rope_theta": 1000000.0,
-  "sliding_window": None,
-  "tie_word_embeddings": True,
-  "torch_dtype": "float32",
-  "use_sliding_window": False,
-  "vocab_size": VOCABULARY,
-}
-OLDER_CONFIG = {
-  "adaln": False,
-  "architectures": ["BD3LM"],
-  "block_size": 4,
-  "causal": False,
-  "cond_dim": 16,
-  "dropout": 0.0,
-  "hidden_dim": WIDTH,
-  "model_length": LENGTH,
-  "model_type": "bd3lm",
-  "n_blocks": LAYERS,
-  "n_heads": HEADS,
-  "time_conditioning": False,
-  "torch_dtype": "float32",
-  "vocab_size": VOCABULARY,
-}
 # What can be inspected and converted as it is made.
 CHECKPOINTS = (
   *("dit", "qwen3", "shards", "pickled", "older", "lightning/last.ckpt"),
   *("orbax", "zarr", "zarr3"),
 )
-GENERATION = {
-  "block_size": LENGTH,
-  "do_sample": True,
-  "max_window_size": 8,
-  "num_steps": 8,
-  "temperature": 0.9,
-  "use_cache": True,
-  "use_first_hitting_order_in_decode": False,
-}
-
-
-def _dit(values) -> dict[str, np.ndarray]:
-  layer = {
-    "norm1.weight": (WIDTH,),
-    "attn_qkv.weight": (3 * WIDTH, WIDTH),
-    "attn_out.weight": (WIDTH, WIDTH),
-    "norm2.weight": (WIDTH,),
-    "mlp.0.weight": (FFN, WIDTH),
-    "mlp.0.bias": (FFN,),
-    "mlp.2.weight": (WIDTH, FFN),
-    "mlp.2.bias": (WIDTH,),
-  }
-  shapes = {"vocab_embed.embedding": (VOCABULARY, WIDTH)}
-  for number in range(LAYERS):
-    shapes |= {f"blocks.{number}.{name}": shape for name, shape in layer.items()}
-  shapes |= {
-    "output_layer.norm_final.weight": (WIDTH,),
-    "output_layer.linear.weight": (VOCABULARY, WIDTH),
-    "output_layer.linear.bias": (VOCABULARY,),
-  }
-  return {f"backbone.{name}": values(shape) for name, shape in shapes.items()}
-
-
-def _qwen3(values) -> dict[str, np.ndarray]:
-  attention, mlp = "self_attn.", "mlp."
-  layer = {
-    "input_layernorm.weight": (WIDTH,),
-    "post_attention_layernorm.weight": (WIDTH,),
-    attention + "q_proj.weight": (HEADS * 8, WIDTH),
-    attention + "k_proj.weight": (8, WIDTH),
-    attention + "v_proj.weight": (8, WIDTH),
-    attention + "o_proj.weight": (WIDTH, HEADS * 8),
-    attention + "q_norm.weight": (8,),
-    attention + "k_norm.weight": (8,),
-    mlp + "gate_proj.weight": (FFN, WIDTH),
-    mlp + "up_proj.weight": (FFN, WIDTH),
-    mlp + "down_proj.weight": (WIDTH, FFN),
-  }
-  shapes = {"embed_tokens.weight": (VOCABULARY, WIDTH), "norm.weight": (WIDTH,)}
-  for number in range(LAYERS):
-    shapes |= {f"layers.{number}.{name}": shape for name, shape in layer.items()}
-  return {f"model.{name}": values(shape) for name, shape in shapes.items()}
-
-
-@functools.cache
-def tensors(name: str) -> dict[str, np.ndarray]:
-  """The published tensors of "dit" or "qwen3"."""
-  rng = np.random.default_rng(0)
-  values = lambda shape: rng.normal(size=shape).astype(np.float32)
-  return {"dit": _dit, "qwen3": _qwen3}[name](values)
 
 
 def tokenizer() -> dict:
@@ -162,7 +29,9 @@ def tokenizer() -> dict:
   added = [
     {
       **dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False),
-      **{"id": 60 + number, "content": text, "special": True},
+      "id": 60 + number,
+      "content": text,
+      "special": True,
     }
     for number, text in enumerate(special)
   ]
@@ -186,8 +55,6 @@ def sentencepiece_model() -> bytes | None:
     import sentencepiece
   except ImportError:
     return None
-  import io
-
   out = io.BytesIO()
   sentencepiece.SentencePieceTrainer.train(
     sentence_iterator=iter([" ".join(WORDS)] * 20),
@@ -217,26 +84,26 @@ def _index(folder: pathlib.Path, files: dict[str, list[str]], name: str) -> None
 
 def make(home: pathlib.Path) -> None:
   """Writes every base below a folder; each is read without complaint."""
-  dit, qwen3 = tensors("dit"), tensors("qwen3")
-  _published(home / "dit", DIT_CONFIG)
+  dit, qwen3 = models.tensors("dit"), models.tensors("qwen3")
+  _published(home / "dit", models.DIT_CONFIG)
   (home / "dit" / "model.safetensors").write_bytes(safetensors_bytes(dit))
-  write_json(home / "dit" / "generation_config.json", GENERATION)
+  write_json(home / "dit" / "generation_config.json", models.GENERATION)
 
-  _published(home / "qwen3", QWEN3_CONFIG)
+  _published(home / "qwen3", models.QWEN3_CONFIG)
   (home / "qwen3" / "model.safetensors").write_bytes(safetensors_bytes(qwen3))
-  _published(home / "shards", QWEN3_CONFIG)
+  _published(home / "shards", models.QWEN3_CONFIG)
   names = sorted(qwen3)
-  files = {SHARDS[0]: names[:12], SHARDS[1]: names[12:]}
+  files = {models.SHARDS[0]: names[:12], models.SHARDS[1]: names[12:]}
   for file, part in files.items():
     content = safetensors_bytes({name: qwen3[name] for name in part})
     (home / "shards" / file).write_bytes(content)
   _index(home / "shards", files, "model.safetensors")
 
-  _published(home / "pickled", DIT_CONFIG)
+  _published(home / "pickled", models.DIT_CONFIG)
   (home / "pickled" / "pytorch_model.bin").write_bytes(torch_bytes(dit))
-  _published(home / "older", OLDER_CONFIG)
+  _published(home / "older", models.OLDER_CONFIG)
   (home / "older" / "model.safetensors").write_bytes(safetensors_bytes(dit))
-  _published(home / "lightning", DIT_CONFIG)
+  _published(home / "lightning", models.DIT_CONFIG)
   state = {"state_dict": dit, "ema": {"shadow_params": list(dit.values())}, "epoch": 3}
   (home / "lightning" / "last.ckpt").write_bytes(torch_bytes(state))
 
@@ -312,7 +179,5 @@ def _texts(home: pathlib.Path) -> None:
 
 def data_config(**fields):
   """A small `DataConfig`."""
-  from set_diffusion_jax.config import Config
-
   settings = {"length": 16, "validation_fraction": 0.1, **fields}
   return Config.from_dict({"data": settings}).data

@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from tests.fuzz import bases, check, checkpoints, options, texts
+from tests.fuzz import bases, check, checkpoints, options, streams, texts
 
 CAMPAIGNS = {"checkpoints": checkpoints, "texts": texts, "options": options}
 COUNTS = {"checkpoints": 10_000, "texts": 5_000, "options": 2_000}  # of a whole one
@@ -36,7 +36,7 @@ def home() -> Iterator[pathlib.Path]:
   """
   with tempfile.TemporaryDirectory(prefix="set-diffusion-fuzz-") as name:
     folder = pathlib.Path(name).resolve()
-    with check.captured():
+    with streams.captured():
       bases.make(folder)
     yield folder
 
@@ -44,11 +44,11 @@ def home() -> Iterator[pathlib.Path]:
 def warm(folder: pathlib.Path, name: str) -> None:
   """Accepts each good input of a campaign once: what is imported late is there."""
   for run in CAMPAIGNS[name].good(folder):
-    with check.captured() as streams:
+    with streams.captured() as found:
       code = run()
-      streams.read()
+      found.read()
     if code != 0:
-      raise ValueError(f"a good input is refused: {streams.err}")
+      raise ValueError(f"a good input is refused: {found.err}")
 
 
 def kinds(name: str) -> list[str]:
@@ -66,7 +66,7 @@ def run(
   seed: int,
   first: int = 0,
   keep: pathlib.Path | None = None,
-  limits: check.Limits = check.Limits(),
+  limits: check.Limits = check.ALLOWED,
   about=lambda number: None,
 ) -> Iterator[Result]:
   """The results of some inputs of a campaign.
@@ -82,16 +82,17 @@ def run(
     about: is told the number of each input before it runs.
   """
   module, order = CAMPAIGNS[name], kinds(name)
-  groups = set()
+  groups: set[str] = set()
   for number in range(first, first + count):
     about(number)
     kind = order[number % len(order)]
     rng = random.Random(f"{name} {seed} {number}")
     box = folder / "boxes" / f"{number}"
     box.mkdir(parents=True)
-    here = os.getcwd()
+    here, user = os.getcwd(), os.environ.get("HOME", "")
     try:
       os.chdir(box)
+      os.environ["HOME"] = str(box)
       case = module.KINDS[kind](rng, folder, box)
       outcome = check.check(case, limits)
       found = Result(number, kind, case.what, case.shown, outcome)
@@ -100,6 +101,7 @@ def run(
         _keep(keep / f"{name}-{seed}-{number}", found, box)
     finally:
       os.chdir(here)
+      os.environ["HOME"] = user
       shutil.rmtree(box, ignore_errors=True)
     yield found
 

@@ -15,11 +15,12 @@ import pathlib
 import re
 import resource
 import signal
-import sys
-import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
+
+from tests.fuzz.streams import Streams, captured
+from tests.fuzz.watch import SECRET, watcher
 
 ADDRESS_SPACE = 4 * 2**30  # what a run may map beyond what the process has mapped
 # Words of command lines and configurations, which a refusal may name.
@@ -80,84 +81,10 @@ class TimeUp(BaseException):
   """The time allowed is over; no handler of errors catches it."""
 
 
-class Executed(BaseException):
-  """Something was about to be executed: it is stopped."""
+ALLOWED = Limits()
 
 
-_EXECUTES = {
-  *("os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "os.forkpty"),
-  *("os.startfile", "subprocess.Popen", "pty.spawn", "socket.connect", "socket.bind"),
-  *("socket.sendto", "socket.getaddrinfo", "urllib.Request"),
-}
-_CHANGES = {
-  *("os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "os.symlink"),
-  *("os.truncate", "os.chmod", "os.chown", "os.utime", "os.mkfifo"),
-}
-CANARY = "fuzz_canary"  # in every hostile program; no such module can be imported
-SECRET = "fuzz-secret-5d1f"  # in files that no input may reach
-
-
-class _Watch:
-  """Hears of every event that Python's audit hooks report while a case runs."""
-
-  def __init__(self):
-    self.box: pathlib.Path | None = None
-    self.executed: list[str] = []
-    self.outside: list[str] = []
-
-  def __call__(self, event: str, arguments: tuple) -> None:
-    if self.box is None:
-      return
-    if event in _EXECUTES:
-      self.executed.append(f"{event} {arguments!r:.200}")
-      raise Executed(self.executed[-1])
-    if event in ("compile", "import", "exec", "pickle.find_class"):
-      self._code(event, arguments)
-    elif event == "open":
-      path, _, flags = arguments
-      if isinstance(flags, int) and flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
-        self._changed(event, path)
-    elif event in _CHANGES:
-      # What is relative to an open directory was reached through that directory.
-      relative = [a for a in arguments if type(a) is int and a >= 0]
-      paths = [a for a in arguments if isinstance(a, str | bytes)]
-      if event in ("os.link", "os.symlink", "os.rename"):
-        paths = paths[-1:]
-      if not relative or event in ("os.mkdir", "os.chmod"):
-        for path in paths:
-          self._changed(event, path)
-
-  def _code(self, event: str, arguments: tuple) -> None:
-    told = repr(arguments[:2])
-    if event == "exec":
-      told = getattr(arguments[0], "co_filename", "")
-      if told.startswith(str(self.box)):
-        told = CANARY
-    if CANARY in told:
-      self.executed.append(f"{event} {told:.200}")
-      raise Executed(self.executed[-1])
-
-  def _changed(self, event: str, path) -> None:
-    if isinstance(path, int) or path is None:
-      return
-    where = os.path.abspath(os.fsdecode(path))
-    if not where.startswith((str(self.box), "/dev/", "/proc/self/")):
-      self.outside.append(f"{event} {where}")
-
-
-_watch: _Watch | None = None
-
-
-def _watcher() -> _Watch:
-  """The one hook of this process: a hook cannot be taken back."""
-  global _watch
-  if _watch is None:
-    _watch = _Watch()
-    sys.addaudithook(_watch)
-  return _watch
-
-
-def check(case: Case, limits: Limits = Limits()) -> Outcome:
+def check(case: Case, limits: Limits = ALLOWED) -> Outcome:
   """Runs a case and looks at everything that it must not do."""
   before = tree(case.box)
   with captured() as streams:
@@ -171,8 +98,7 @@ def check(case: Case, limits: Limits = Limits()) -> Outcome:
   if fault is None and SECRET in streams.out + streams.err + _written(case):
     fault, detail = "outside read", "what lies outside the input is in the result"
   if fault is None and code == 0 and case.right is not None:
-    with captured():
-      wrong = case.right(streams.out)
+    wrong = _wrong(case, streams.out)
     fault, detail = ("wrong result", wrong) if wrong else (None, "")
   if fault is None:
     return Outcome(code)
@@ -182,7 +108,7 @@ def check(case: Case, limits: Limits = Limits()) -> Outcome:
 
 def _run(case: Case, limits: Limits) -> tuple[int | None, str | None, str, str]:
   """Exit code, fault, group and detail of the run alone."""
-  watch = _watcher()
+  watch = watcher()
   watch.box, watch.executed, watch.outside = case.box, [], []
   code, escaped = None, None
   resident = _restart_peak()
@@ -200,6 +126,8 @@ def _run(case: Case, limits: Limits) -> tuple[int | None, str | None, str, str]:
     raise KeyboardInterrupt
   if watch.executed:
     return code, "executed", "", watch.executed[0]
+  if watch.outside:
+    return code, "outside", "", watch.outside[0]
   if isinstance(escaped, TimeUp) or seconds > limits.seconds:
     place = _place(escaped) if escaped else ""
     return code, "time", f"time: {place}", f"{seconds:.1f} s, {place}"
@@ -209,12 +137,10 @@ def _run(case: Case, limits: Limits) -> tuple[int | None, str | None, str, str]:
     name = type(escaped).__name__
     text = "".join(traceback.format_exception(escaped))
     return code, "traceback", f"{name} at {_place(escaped)}", text
-  if watch.outside:
-    return code, "outside", "", watch.outside[0]
   return code, None, "", ""
 
 
-def _said(case: Case, code, streams: "_Streams") -> tuple[str | None, str]:
+def _said(case: Case, code, streams: Streams) -> tuple[str | None, str]:
   """Whether exit code and standard error are as they must be."""
   if code not in (0, 2):
     return "exit code", f"{code}; {streams.err[:500]}"
@@ -224,13 +150,23 @@ def _said(case: Case, code, streams: "_Streams") -> tuple[str | None, str]:
   if len(lines) != 2 or lines[1] or not lines[0].startswith("error: "):
     return "not one line", streams.err[:1000]
   line = lines[0]
-  if not line.isprintable() or len(line) > 4000:
+  longest = max(map(len, case.shown), default=0)
+  if not line.isprintable() or len(line) > 2000 + longest:
     return "unreadable line", repr(line[:1000])
   if not (_FIELD.search(line) or any(name in line for name in case.names)):
     return "names nothing", line
-  if "Error" in line and "KeyError" in line:
-    return "names nothing", line
   return None, ""
+
+
+def _wrong(case: Case, output: str) -> str | None:
+  """What is wrong with the result; a check that fails is not right either."""
+  with captured():
+    try:
+      return case.right(output)
+    except KeyboardInterrupt:
+      raise
+    except BaseException as error:
+      return f"{type(error).__name__} at {_place(error)} when it is read again"
 
 
 def _left(case: Case, before: dict, after: dict, code) -> tuple[str | None, str]:
@@ -270,53 +206,6 @@ def tree(folder: pathlib.Path) -> dict[str, tuple]:
       if is_folder:
         pending.append(entry.path)
   return found
-
-
-class _Streams:
-  """What a run writes to the standard streams, also from C++ and Rust."""
-
-  def __init__(self):
-    self.files = [tempfile.TemporaryFile() for _ in range(2)]
-    self.out = self.err = ""
-
-  def read(self) -> None:
-    for stream in (sys.stdout, sys.stderr):
-      with contextlib.suppress(ValueError, OSError):
-        stream.flush()
-    texts = []
-    for file in self.files:
-      file.seek(0)
-      texts.append(file.read().decode("utf-8", "surrogateescape"))
-    self.out, self.err = texts
-
-
-@contextlib.contextmanager
-def captured() -> Iterator[_Streams]:
-  streams, python = _Streams(), (sys.stdout, sys.stderr)
-  for stream in python:
-    stream.flush()
-  kept = [os.dup(number) for number in (1, 2)]
-  opened = []
-  try:
-    for number, file, errors in zip(
-      (1, 2), streams.files, ("strict", "backslashreplace"), strict=True
-    ):
-      os.dup2(file.fileno(), number)
-      opened.append(
-        open(number, "w", encoding="utf-8", errors=errors, closefd=False)  # noqa: SIM115
-      )
-    sys.stdout, sys.stderr = opened
-    yield streams
-  finally:
-    sys.stdout, sys.stderr = python
-    for stream in opened:
-      with contextlib.suppress(ValueError, OSError):
-        stream.close()
-    for number, copy in zip((1, 2), kept, strict=True):
-      os.dup2(copy, number)
-      os.close(copy)
-    for file in streams.files:
-      file.close()
 
 
 @contextlib.contextmanager

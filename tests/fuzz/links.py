@@ -5,11 +5,11 @@ import pathlib
 import random
 import shutil
 
-from tests.fuzz.check import SECRET
+from tests.fuzz.watch import SECRET
 
 
 def plant(rng: random.Random, box: pathlib.Path, source: pathlib.Path):
-  """Puts something else in the place of a file; returns what, and whether it escapes.
+  """Puts something else in the place of a file; returns what, the file, if it is wrong.
 
   A link may lead to a place inside of the checkpoint, or follow the layout of the hub's
   cache (`snapshots/REVISION/FILE -> ../../blobs/HASH`); any other one is not followed.
@@ -29,30 +29,30 @@ def plant(rng: random.Random, box: pathlib.Path, source: pathlib.Path):
   if act in (0, 1):  # the very file, but somewhere else
     (outside / file.name).write_bytes(content)
     file.symlink_to(f"{relative}/{file.name}" if act else outside / file.name)
-    return f"{name} leads out of the checkpoint", True
+    return f"{name} leads out of the checkpoint", name, True
   if act == 2:
     (outside / "secret").write_text(f'{{"{SECRET}": 1}}\n')
     file.symlink_to(outside / "secret")
-    return f"{name} leads to a secret", True
+    return f"{name} leads to a secret", name, True
   if act == 3:
     file.symlink_to(file.name)
-    return f"{name} leads to itself", True
+    return f"{name} leads to itself", name, True
   if act == 4:
     file.symlink_to(
       rng.choice(["nowhere", "/dev/zero", "/proc/self/environ", "/dev/full"])
     )
-    return f"{name} leads to {os.readlink(file)}", True
+    return f"{name} leads to {os.readlink(file)}", name, True
   if act == 5:
     os.mkfifo(file)
-    return f"{name} is a pipe", True
+    return f"{name} is a pipe", name, True
   if act == 6:
     file.mkdir()
-    return f"{name} is a folder", True
+    return f"{name} is a folder", name, True
   if act == 7:  # inside of the checkpoint: fine
     inner = file.with_name("other")
     inner.write_bytes(content)
     file.symlink_to("other")
-    return f"{name} leads to another file beside it", False
+    return f"{name} leads to another file beside it", name, False
   # The hub's cache.
   cache = box / "cache" / "models--a--b"
   (cache / "blobs").mkdir(parents=True)
@@ -63,7 +63,7 @@ def plant(rng: random.Random, box: pathlib.Path, source: pathlib.Path):
     path.symlink_to(os.path.relpath(cache / "blobs" / str(number), path.parent))
   shutil.rmtree(source)
   source.symlink_to(snapshot)
-  return "the hub's cache", False
+  return "the hub's cache", None, False
 
 
 _NAMES = [

@@ -7,6 +7,7 @@ import contextlib
 import functools
 import pathlib
 import random
+import re
 from unittest import mock
 
 import jax
@@ -18,6 +19,8 @@ from set_diffusion_jax.figures import masks
 from set_diffusion_jax.training import train
 from tests.fuzz import links
 from tests.fuzz.check import Case
+
+_load = api.load
 
 
 class Accepted(BaseException):
@@ -74,9 +77,8 @@ def stubs(home: pathlib.Path):
   def load(path, weights=None):
     if str(path) == str(home / "orbax") and weights != "ema":
       return _model(home)
-    return real(path, weights)
+    return _load(path, weights)
 
-  real = api.load
   cache = jax.config.jax_compilation_cache_dir
   with contextlib.ExitStack() as stack:
     for place, name in (
@@ -94,7 +96,7 @@ def stubs(home: pathlib.Path):
 
 @functools.cache
 def _model(home: pathlib.Path):
-  return api.load(home / "orbax")
+  return _load(home / "orbax")
 
 
 def run(home: pathlib.Path, arguments: list[str]) -> int:
@@ -175,7 +177,8 @@ def _command(verb: str, rng, home, box) -> Case:
   what = " ".join(arguments)[:300]
   right = lambda _: _must_not(arguments)
   act = functools.partial(run, home, arguments)
-  names = tuple(part.split("=")[0] for part in arguments if part) + ("arguments", verb)
+  known = {name for part in arguments for name in re.split(r"[=.]", part.lstrip("-"))}
+  names = (*(known - {""}), "arguments", verb)
   return Case(verb, what, box, act, arguments, names, (box / "out",), right)
 
 

@@ -4,13 +4,14 @@ import contextlib
 import json
 import pathlib
 import re
+import shutil
 import sys
 
 import numpy as np
 import safetensors
 
 from set_diffusion_jax import cli
-from tests.fuzz import bases
+from tests.fuzz import models
 
 _PREFIX = re.compile(r"^(?:(?:_orig_mod|module|model|backbone)\.)+")
 _BUFFER = "rotary_emb.inv_freq"
@@ -20,6 +21,8 @@ IRRELEVANT = {
   *("architectures", "attention_dropout", "dropout", "torch_dtype", "dtype"),
   *("transformers_version", "use_cache", "initializer_range", "eps", "tokenizer_name"),
   *("eval_block_size", "model_type", "length", "block_size", "_name_or_path"),
+  # While `use_sliding_window` is false; code of the checkpoint is never run.
+  *("sliding_window", "max_window_layers", "auto_map"),
 }
 
 Stored = dict[str, tuple[str, tuple[int, ...], bytes]]
@@ -42,7 +45,7 @@ def made(name: str) -> Stored:
   """The tensors that a base was made of."""
   return {
     canonical(tensor): ("F32", array.shape, array.tobytes())
-    for tensor, array in bases.tensors(name).items()
+    for tensor, array in models.tensors(name).items()
   }
 
 
@@ -95,16 +98,10 @@ def converted(
     folder = destination
     if orbax:
       folder = destination.parent / "back again"
-      stack.callback(lambda: _remove(folder))
+      stack.callback(shutil.rmtree, folder, ignore_errors=True)
       if cli.main(["convert", str(destination), str(folder)]) != 0:
         return "the result cannot be converted back"
     return None if wanted is None else same_tensors(stored(folder), wanted)
-
-
-def _remove(folder: pathlib.Path) -> None:
-  import shutil
-
-  shutil.rmtree(folder, ignore_errors=True)
 
 
 def described(text: str, base: dict, key: str, changed: bool) -> str | None:

@@ -5,7 +5,6 @@ import gzip
 import io
 import json
 import pathlib
-import random
 import shutil
 import sys
 
@@ -14,102 +13,11 @@ import numpy as np
 from set_diffusion_jax import cli, data
 from set_diffusion_jax.cli.files import read_texts
 from set_diffusion_jax.decode import template
-from tests.fuzz import bases, links, mutate
+from tests.fuzz import bases, links, mutate, mutate_text
 from tests.fuzz.check import Case
 
-# What people's texts really have between their words.
-_PIECES = [
-  *(
-    "\ufeff",
-    "\r\n",
-    "\r",
-    "\n\n\n",
-    "\u2028",
-    "\u2029",
-    "\x85",
-    "\x0b",
-    "\x0c",
-    "\x1c",
-  ),
-  *(
-    "\x00",
-    "\x1b[31m",
-    "\u202e",
-    "\u200b",
-    "e\u0301",
-    "\U0001f468\u200d\U0001f469",
-    "ﬁ",
-  ),
-  *(
-    "<s>",
-    "</s>",
-    "[MASK]",
-    "[MASK:3]",
-    "[MASK:0]",
-    "<mask>",
-    "<pad>",
-    "\t",
-    "\\u0000",
-  ),
-  *("[MASK:99999999999999999999]", "[MASK:٣]", "[MASK: 3]", "[MASK:-1]", "[MASK:]"),
-  *("{", '{"text": 1}', "[MASK", "%s", "{0}", "x" * 9000, " " * 400, "İ", "ß" * 50),
-]
-_ESCAPES = [r"\ud800", r"\udc00\ud800", r"\u0000", r"\u2028", r"\ud83d\ude00", r"\/"]
-_ALL = dict(bos=False, eos="none")  # so that what is read is the text and nothing else
-
-
-def _text_bytes(rng: random.Random, content: bytes) -> tuple[bytes, str]:
-  """A text of which some places are other."""
-  act = rng.randrange(6)
-  if act == 0:
-    return mutate.change_file(rng, content)
-  if act == 1:
-    encoding = rng.choice(["utf-16", "utf-16-le", "utf-32", "utf-7", "cp1252"])
-    return (content.decode() + "é").encode(encoding), f"is {encoding}"
-  if act == 2:
-    bad = rng.choice(
-      [b"\xff", b"\xc0\x80", b"\xed\xa0\x80", b"\xf4\x90\x80\x80", b"\xe2\x80"]
-    )
-    place = rng.choice([0, len(content), rng.randrange(len(content))])
-    return content[:place] + bad + content[place:], f"{bad.hex()} at {place}"
-  text, said = content.decode(), []
-  for _ in range(rng.choice([1, 2, 5])):
-    piece = rng.choice(_PIECES)
-    place = rng.choice([0, len(text), rng.randrange(len(text) + 1)])
-    text = text[:place] + piece + text[place:]
-    said.append(f"{piece!r:.20} at {place}")
-  return text.encode(), ", ".join(said)
-
-
-def _record_bytes(rng: random.Random, content: bytes) -> tuple[bytes, str]:
-  """JSON lines of which one is another, or any of their bytes."""
-  if rng.random() < 0.3:
-    return _text_bytes(rng, content)
-  lines = content.decode().split("\n")[:-1]
-  place = rng.randrange(len(lines))
-  if rng.random() < 0.3:
-    escape = rng.choice(_ESCAPES)
-    lines[place] = lines[place].replace("cat", escape)
-    return ("\n".join(lines) + "\n").encode(), f"{escape} in line {place + 1}"
-  if rng.random() < 0.2:
-    lines[place] = lines[place].replace("cat", rng.choice(_PIECES).replace("\n", " "))
-    return ("\n".join(lines) + "\n").encode(), f"a piece in line {place + 1}"
-  change = mutate.change_json(rng, json.loads(lines[place]), ["text", "prompt"])
-  lines[place] = mutate.dumps(change.value)
-  return ("\n".join(lines) + "\n").encode(), f"line {place + 1}: {change.what}"
-
-
-def _zipped(rng: random.Random, content: bytes) -> tuple[bytes, str]:
-  """A compressed file that is cut, damaged, or several."""
-  whole = gzip.compress(content, mtime=0)
-  act = rng.randrange(5)
-  if act == 0:
-    return whole[: rng.randrange(len(whole))], "the archive is cut"
-  if act == 1:
-    return whole + rng.choice([whole, b"\0" * 9, b"junk", whole[:40]]), "more follows"
-  if act == 2:
-    return content, "is not compressed"
-  return mutate.change_bytes(rng, whole)
+# So that what is read is the text and nothing else.
+_ALL = {"bos": False, "eos": "none"}
 
 
 def _rows(corpus, folder: dict) -> int:
@@ -191,11 +99,11 @@ def _checked(folder: pathlib.Path) -> str | None:
 
 def text(rng, home, box) -> Case:
   source = rng.choice(["text", "lines"])
-  return _corpus(source, rng, home, box, "text.txt", _text_bytes, source=source)
+  return _corpus(source, rng, home, box, "text.txt", mutate_text.text, source=source)
 
 
 def jsonl(rng, home, box) -> Case:
-  change = _record_bytes
+  change = mutate_text.records
   return _corpus("jsonl", rng, home, box, "text.jsonl", change, source="jsonl")
 
 
@@ -204,7 +112,7 @@ def zipped(rng, home, box) -> Case:
     [("text.txt.gz", "text"), ("text.txt.gz", "lines"), ("text.jsonl.gz", "jsonl")]
   )
   plain = (home / "texts" / name.removesuffix(".gz")).read_bytes()
-  change = lambda rng, _: _zipped(rng, plain)
+  change = lambda rng, _: mutate_text.zipped(rng, plain)
   return _corpus("gz", rng, home, box, name, change, source=source)
 
 
@@ -304,7 +212,7 @@ def prompts(rng, home, box) -> Case:
   if lines:
     records = [json.dumps({field: line}) for line in good.decode().splitlines()]
     good = ("\n".join(records) + "\n").encode()
-  content, what = (_record_bytes if lines else _text_bytes)(rng, good)
+  content, what = (mutate_text.records if lines else mutate_text.text)(rng, good)
   path = box / ("input.jsonl" if lines else "input.txt")
   path.write_bytes(content)
   standard = rng.random() < 0.2
@@ -357,7 +265,8 @@ KINDS = {
   "prompts": prompts,
 }
 SHARES = {"text and lines": 4, "jsonl": 4, "gz": 2, "prepared": 4} | {
-  **{"tokenizer": 3, "prompts": 5}
+  "tokenizer": 3,
+  "prompts": 5,
 }
 
 
