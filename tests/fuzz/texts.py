@@ -11,7 +11,7 @@ import sys
 import numpy as np
 
 from set_diffusion_jax import cli, data
-from set_diffusion_jax.cli.files import read_texts
+from set_diffusion_jax.cli.texts import read_texts
 from set_diffusion_jax.decode import template
 from tests.fuzz import bases, links, mutate, mutate_text
 from tests.fuzz.check import Case
