@@ -8,6 +8,7 @@ from set_diffusion_jax.convert.shapes import Shapes, count_layers, shape_of
 from set_diffusion_jax.data import Vocabulary
 from set_diffusion_jax.inputs.fields import Fields
 
+LONGEST = 2**20  # tokens of a sequence: arrays are made of this length
 EPSILON, BASE = 1e-5, 10_000.0  # fixed in the published code
 
 _BACKBONE_OF_NO_EFFECT = (
@@ -92,6 +93,8 @@ def read_older(
     fields.wrong("time_conditioning", "false; the noise level is not embedded here")
   fields.only({"architectures": (["BD3LM"], ["MDLM"]), "model_type": ("bd3lm", "mdlm")})
   length = fields.positive("model_length", int)
+  if length > LONGEST:
+    fields.wrong("model_length", f"at most {LONGEST} tokens")
   size = fields.positive("vocab_size", int)
   rows = shape_of(fields.path, shapes, "vocab_embed.embedding", 2)[0]
   if size != rows:

@@ -88,6 +88,8 @@ def _position_offset(noise: Fields, length: int) -> dict:
   desired = noise.positive("desired_block_size", float)
   area = desired / (2 * length)
   active = noise.get("max_block_size")
+  if active is not None and not 0 < noise("max_block_size", float) <= length:
+    noise.wrong("max_block_size", f"above 0 and at most {length}, the sequence length")
   given_k, given_b = noise.get("k"), noise.get("b")
   if given_k is not None:
     power = noise.positive("k", float)
@@ -97,7 +99,7 @@ def _position_offset(noise: Fields, length: int) -> dict:
   elif desired == 1 or desired == active:
     width = 2 * area
   else:
-    active = noise.positive("max_block_size", float)
+    active = noise("max_block_size", float)
     return {"name": "set", "max_set_size": active, "prediction_budget": desired / 2}
   if not area < width <= 1:
     noise.wrong("desired_block_size", f"such that {area:g} < width <= 1, not {width:g}")

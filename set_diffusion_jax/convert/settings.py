@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from set_diffusion_jax.config import Config
-from set_diffusion_jax.convert.dit import dit_backbone, read_older
+from set_diffusion_jax.convert.dit import LONGEST, dit_backbone, read_older
 from set_diffusion_jax.convert.ids import published_ids
 from set_diffusion_jax.convert.noise import METHODS, read_method
 from set_diffusion_jax.convert.qwen3 import (
@@ -106,6 +106,8 @@ def _published(fields: Fields, shapes: Shapes, qwen3, tokens) -> Settings:
     }
   )
   length, backbone = fields.positive("length", int), fields.group("backbone_config")
+  if length > LONGEST:
+    fields.wrong("length", f"at most {LONGEST} tokens")
   target = backbone("_target_", str).rpartition(".")[2]
   dit = "DIT" in target
   if dit and qwen3 is not None:
