@@ -1,9 +1,9 @@
 """Tokens a second of generation, beside eager PyTorch doing the same steps.
 
 6 layers of width 256, vocabulary 4,096, texts of 256 tokens with prompts of 32. The
-peer decodes one text at a time with a growing cache, as the published code does; both
-decode greedily, and the tokens of the first text must be the same. Runs alternate, ours
-and the peer's; figures are medians.
+peer decodes one text at a time, with a growing cache where the method has one, as the
+published code does; both decode greedily, and the tokens of the first text must be the
+same. Runs alternate, ours and the peer's; figures are medians.
 """
 
 from collections.abc import Iterator
@@ -34,6 +34,12 @@ CASES = {
     4,
   ),
   "set, given order": ("set", DecodeConfig("order", **GREEDY), 1),
+  "masked, 8 a step": ("masked", DecodeConfig("confidence", 8, **GREEDY), 8),
+  "masked, W = 32, 8 a step": (
+    "masked",
+    DecodeConfig("confidence", 8, window=32, **GREEDY),
+    8,
+  ),
   "set, given order, 4 drafts": (
     "set",
     DecodeConfig("order", drafts=4, **GREEDY),
@@ -121,6 +127,22 @@ class PeerDecoder:
       fresh = places[chosen].sort().values
     return text
 
+  def masked(self, prompt, total: int, each: int, window: int | None):
+    """The whole text in each step, and logits of all of it: there is no cache."""
+    text = torch.full((total,), self.mask_id)
+    text[: len(prompt)] = prompt
+    position, seen = torch.arange(total), torch.ones(total, total, dtype=torch.bool)
+    while (text == self.mask_id).any():
+      share, _ = self.feed(text, position, seen, None, 0)
+      places = (text == self.mask_id).nonzero()[:, 0]
+      if window is not None:  # completed before the next positions begin
+        done = (places[0] - len(prompt)) // window
+        places = places[places < len(prompt) + (done + 1) * window]
+      confidence, token = share[places].max(-1)
+      chosen = confidence.topk(min(each, len(places))).indices
+      text[places[chosen]] = token[chosen]
+    return text
+
   def blocks(self, prompt, total: int):
     """Blocks from left to right, each read with the first step of the next."""
     block = torch.arange(len(prompt)) // WINDOW
@@ -145,6 +167,8 @@ def step_flops(ours: Model, options: DecodeConfig) -> float:
   """Of a step, a row: products with weights, and scores and values over the cache."""
   decoder, model = Decoder(ours.objective, options, WINDOW), ours.config.model
   slots, predicted = decoder.fresh + decoder.window, decoder.window or 1
+  if ours.config.method.single_set:
+    slots = LENGTH
   layer = layer_weights(model) + 2 * model.width * LENGTH
   return 2.0 * (slots * model.layers * layer + predicted * model.width * VOCAB)
 
@@ -172,6 +196,7 @@ def case(name: str, prompts: np.ndarray, rates: dict[str, float]) -> Iterator[di
     peer = {
       "ar": lambda: decoder.ar(prompt, LENGTH),
       "block": lambda: decoder.blocks(prompt, LENGTH),
+      "masked": lambda: decoder.masked(prompt, LENGTH, each, options.window),
       "set": lambda: decoder.sets(
         prompt, LENGTH, each, None if order is None else torch.from_numpy(order)
       ),

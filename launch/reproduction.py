@@ -18,11 +18,12 @@ import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 
-from set_diffusion_jax import cli, data, load, workdir
+from set_diffusion_jax import cli, data, load
 from set_diffusion_jax.config import Config
 from set_diffusion_jax.configs.reproduction import MODELS
 from set_diffusion_jax.diffusion.draws import row_keys
 from set_diffusion_jax.evaluate import Likelihood
+from set_diffusion_jax.inputs.paths import write_whole
 from set_diffusion_jax.training.step import gradient_variance, micro_gradients
 from set_diffusion_jax.training.train import Run, train
 
@@ -61,9 +62,9 @@ def prepare(texts: list[pathlib.Path], runs: pathlib.Path) -> None:
   runs.mkdir(parents=True, exist_ok=True)
   for side, found in sides.items():
     lines = "".join(json.dumps({"text": text}) + "\n" for text in found)
-    workdir.write_text(runs / f"{side}.jsonl", lines)
+    write_whole(runs / f"{side}.jsonl", lines)
   tokenizer = data.train_bpe(sides["train"], VOCABULARY)
-  workdir.write_text(runs / "tokenizer.json", tokenizer)
+  write_whole(runs / "tokenizer.json", tokenizer)
 
 
 def evaluate(path: pathlib.Path) -> Likelihood:
@@ -213,8 +214,8 @@ def run(texts: list[pathlib.Path], runs: pathlib.Path) -> int:
     },
     "training_seconds": seconds,
   }
-  workdir.write_text(runs / "results.json", json.dumps(results, indent=2) + "\n")
-  workdir.write_text(runs / "results.md", report(results))
+  write_whole(runs / "results.json", json.dumps(results, indent=2) + "\n")
+  write_whole(runs / "results.md", report(results))
   print(report(results))
   print(json.dumps({k: results[k] for k in ("loss_variance", "gradient_variance")}))
   return 0

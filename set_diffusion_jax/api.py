@@ -28,6 +28,7 @@ from set_diffusion_jax.evaluate import Evaluator, mixture_nats
 from set_diffusion_jax.likelihood.loss import weighted
 from set_diffusion_jax.likelihood.objective import Objective
 from set_diffusion_jax.model import build_network
+from set_diffusion_jax.numerics import settled
 from set_diffusion_jax.weights import read_weights
 
 
@@ -71,15 +72,15 @@ class Model:
       digest.update(np.ascontiguousarray(leaf))  # one leaf at a time is on the host
     return digest.hexdigest()
 
-  def evaluator(self, by_token: bool = False) -> Evaluator:
+  def evaluator(self, by: str | None = None) -> Evaluator:
     """Evaluates on the held-out text of the configuration, over all devices.
 
-    With `by_token` the nats of single tokens stand beside the sums; see `Evaluator`.
+    With `by` nats by "token" or by "rank" stand beside the sums; see `Evaluator`.
     """
     c = self.config
     held_out = data.load_validation(c.data, self.tokenizer, c.evaluate.stride)
     mesh = sharding.make_mesh(MeshConfig())
-    return Evaluator(self._objective(mesh), held_out, mesh, by_token)
+    return Evaluator(self._objective(mesh), held_out, mesh, by)
 
   def protocol(self, held_out: data.Blocks) -> dict:
     """What a perplexity of `evaluator` depends on besides the weights."""
@@ -155,6 +156,7 @@ class Model:
     """
     return self._drawn_nats(tokens, draws, seed, rows).mean(0)
 
+  @settled()
   def log_prob_bound(
     self,
     tokens: np.ndarray,
@@ -178,6 +180,7 @@ class Model:
       )
     return -np.asarray(mixture_nats(self._drawn_nats(tokens, orders, seed, rows)))
 
+  @settled()
   def _drawn_nats(
     self, tokens: np.ndarray, draws: int, seed: int, rows: np.ndarray | None
   ) -> np.ndarray:
@@ -194,6 +197,7 @@ class Model:
     ]
     return np.stack(jax.device_get(totals))
 
+  @settled()
   def log_prob(self, tokens: np.ndarray, position: np.ndarray) -> np.ndarray:
     """Exact log p(tokens | order), one token at a time: float32 [B].
 
@@ -378,11 +382,15 @@ def _file_digest(order: str) -> str | None:
   return hashlib.sha256(pathlib.Path(order).read_bytes()).hexdigest()
 
 
-def load(path: str | pathlib.Path, weights: str | None = None) -> Model:
+def load(
+  path: str | pathlib.Path,
+  weights: str | None = None,
+  backbone_config: str | pathlib.Path | None = None,
+) -> Model:
   """The model of a checkpoint; see `read_weights` for the arguments.
 
   The weights are replicated on all devices, whatever mesh they were trained on.
   """
   sharding.check_backend()
-  stored = read_weights(path, weights)
+  stored = read_weights(path, weights, backbone_config=backbone_config)
   return Model(stored.config, stored.params, stored.tokenizer, stored.step)

@@ -23,6 +23,9 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from set_diffusion_jax import processes
 from set_diffusion_jax.errors import NonFiniteError, Preempted, UserError
+from set_diffusion_jax.inputs.names import part, shown, step_number
+from set_diffusion_jax.inputs.paths import Opened
+from set_diffusion_jax.inputs.records import parse_json
 
 FORMAT_VERSION = 3
 _METRIC = "nats_per_token"
@@ -64,6 +67,7 @@ class Checkpoints:
   ):
     self.folder = folder.absolute()
     self._keep = keep_latest, keep_best
+    self._opened: Opened | None = None
     self._manager: ocp.CheckpointManager | None = None
 
   def __enter__(self) -> "Checkpoints":
@@ -77,8 +81,10 @@ class Checkpoints:
       keep_checkpoints_without_metrics=False,
     )
     keep = [policies.LatestN(latest), ranked]
+    self.folder.parent.mkdir(parents=True, exist_ok=True)
+    self._opened = Opened(self.folder.parent)  # Orbax looks for its files by patterns
     self._manager = ocp.CheckpointManager(
-      self.folder,
+      self._opened.path / self.folder.name,
       options=ocp.CheckpointManagerOptions(
         preservation_policy=policies.AnyPreservationPolicy(keep),
         # Saving is decided by the training loop alone.
@@ -98,7 +104,8 @@ class Checkpoints:
   @property
   def steps(self) -> list[int]:
     """Finished checkpoints, ascending."""
-    return sorted(int(p.name) for p in self.folder.glob("*") if p.name.isdigit())
+    numbers = (step_number(path.name) for path in self.folder.glob("*"))
+    return sorted(number for number in numbers if number is not None)
 
   def save(self, step: int, state, data, meta: dict, nats_per_token: float | None):
     """Starts saving a step; returns before it is on disk.
@@ -191,12 +198,15 @@ class Checkpoints:
 
   def restore_meta(self, step: int) -> dict:
     """The `meta` of a step; UserError if another format version wrote it."""
-    meta = self._read_json(step, "meta")
-    if meta.get("format_version") != FORMAT_VERSION:
-      raise UserError(
-        f"checkpoint step {step}: format version {meta.get('format_version')}, "
-        f"this code reads {FORMAT_VERSION}"
-      )
+    path = self.folder / str(step)
+    file = path / "meta" / "metadata"
+    try:
+      meta = parse_json(part(file, path).read_bytes(), "meta")
+      if not isinstance(meta, dict):
+        raise UserError("meta: must be a JSON object")
+    except (OSError, UserError) as error:
+      raise DamagedError(f"{path}: is damaged or incomplete ({error})") from error
+    check_version(meta, f"checkpoint step {step}")
     return meta
 
   def restore_weights(self, step: int, name: str, params) -> dict:
@@ -222,8 +232,8 @@ class Checkpoints:
     """
     path = self.folder / str(step)
     try:
-      with _orderly_event_loops():
-        return handler.restore(epath.Path(path / name), args=args)
+      with Opened(path) as opened, _orderly_event_loops():
+        return handler.restore(epath.Path(opened.path / name), args=args)
     except jax.errors.JaxRuntimeError:  # out of memory is no damage
       raise
     except Exception as error:  # Orbax raises just that, among others
@@ -237,6 +247,9 @@ class Checkpoints:
     stored = self.restore_meta(step).get("checksums")
     if stored is None:  # a converted checkpoint
       return
+    if not isinstance(stored, dict):
+      where = self.folder / str(step)
+      raise DamagedError(f"{where}: is damaged (checksums must be numbers by name)")
     for name, value in jax.device_get(_checksums(tree)).items():
       if stored.get(prefix + name) != int(value):
         what = f"{prefix}{name} is not what was saved"
@@ -298,6 +311,16 @@ def _checksums(tree) -> dict[str, jax.Array]:
   leaves = jax.tree_util.tree_leaves_with_path(tree)
   name = lambda path: jax.tree_util.keystr(path, simple=True, separator="/")
   return {name(path): one(leaf) for path, leaf in leaves}
+
+
+def check_version(meta: dict, where: str) -> None:
+  """UserError if another format version wrote a step's `meta`; `where` names it."""
+  version = meta.get("format_version")
+  if type(version) is not int or version != FORMAT_VERSION:
+    raise UserError(
+      f"{where}: format version {shown(str(version), 40)}, this code reads "
+      f"{FORMAT_VERSION}"
+    )
 
 
 def abstract(tree, shardings):

@@ -1,11 +1,43 @@
 """The ways a command ends early."""
 
+import errno
+import os
+
 
 class UserError(Exception):
   """A mistake in a configuration, a path or an input: one line, exit code 2.
 
   The message names the field, its value, and what would be right.
   """
+
+
+class DiskError(UserError):
+  """A disk or a quota is full, or fails, while a command writes: exit code 2.
+
+  Raised in the processes that notice it; those of a job need not all do so.
+  """
+
+
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
+
+
+def disk_reason(error: BaseException) -> str | None:
+  """What the system says of a disk that is full or fails; None for another error.
+
+  Args:
+    error: of the system, or of a library that says in its text, or in the error that
+      it arose from, what the system said.
+  """
+  seen: list[BaseException] = []
+  while error is not None and error not in seen:
+    if isinstance(error, OSError) and error.errno in _DISK:
+      return os.strerror(error.errno)
+    for number in _DISK:
+      if os.strerror(number) in str(error) or f"OS error {number}:" in str(error):
+        return os.strerror(number)
+    seen.append(error)
+    error = error.__cause__ or error.__context__
+  return None
 
 
 class NonFiniteError(Exception):

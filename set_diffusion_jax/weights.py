@@ -1,6 +1,7 @@
 """Weights of a checkpoint: reading them, and starting a new model from them."""
 
 import dataclasses
+import os
 import pathlib
 from typing import NamedTuple
 
@@ -11,9 +12,15 @@ from jax.sharding import Mesh
 from set_diffusion_jax import data, sharding, workdir
 from set_diffusion_jax.checkpoint import Checkpoints, abstract
 from set_diffusion_jax.config import Config, MeshConfig
+from set_diffusion_jax.convert import orbax
+from set_diffusion_jax.convert.layout import parameters as parameters_of
+from set_diffusion_jax.convert.meta import read_meta
 from set_diffusion_jax.convert.source import open_source
 from set_diffusion_jax.errors import UserError
+from set_diffusion_jax.inputs.names import check_link, step_number
+from set_diffusion_jax.inputs.paths import given
 from set_diffusion_jax.model import build_network
+from set_diffusion_jax.numerics import settled
 
 
 class Stored(NamedTuple):
@@ -34,8 +41,12 @@ class Stored(NamedTuple):
   meta: dict
 
 
+@settled()
 def read_weights(
-  path: str | pathlib.Path, weights: str | None = None, mesh: Mesh | None = None
+  path: str | pathlib.Path,
+  weights: str | None = None,
+  mesh: Mesh | None = None,
+  backbone_config: str | pathlib.Path | None = None,
 ) -> Stored:
   """The weights of a checkpoint of any supported format.
 
@@ -45,14 +56,19 @@ def read_weights(
     weights: "ema" or "raw"; None: what the configuration evaluates, and otherwise the
       EMA where there is one.
     mesh: whose devices they are laid out on; None: on all devices, replicated.
+    backbone_config: a Qwen3 configuration, as `convert` takes it.
 
   Raises:
     UserError: there is no checkpoint, or it is damaged.
   """
-  path = pathlib.Path(path)
+  path = given(path)
   mesh = sharding.make_mesh(MeshConfig()) if mesh is None else mesh
-  if path.is_file() or ((path / "config.json").is_file() and not _is_workdir(path)):
-    return _read_foreign(path, weights, mesh)
+  foreign = os.path.lexists(path / "config.json") and not _is_workdir(path)
+  if path.is_file() or foreign:
+    return _read_foreign(path, weights, mesh, backbone_config)
+  if backbone_config is not None:
+    right = f"left out: {path} is a work directory, which has its own"
+    raise UserError(f"--backbone-config={backbone_config}: must be {right}")
   folder, step = _find(path)
   with Checkpoints(folder) as checkpoints:
     if step is None:
@@ -60,7 +76,10 @@ def read_weights(
     if step not in checkpoints.steps:
       which = "no checkpoint yet" if step is None else f"no checkpoint of step {step}"
       raise UserError(f"{path}: has {which}")
+    where = folder / str(step)
+    check_link(where, path)
     meta = checkpoints.restore_meta(step)
+    read_meta(meta, str(where))
     config = Config.from_dict(meta["config"])
     tokenizer = data.restore_tokenizer(meta["tokenizer"])
     network = build_network(config.model, tokenizer.vocabulary.size)
@@ -69,6 +88,8 @@ def read_weights(
     weights = weights or config.evaluate.weights
     if weights == "ema" and "source" in meta:  # a converted checkpoint
       raise UserError(f"--weights=ema: {path} holds one set of weights; leave it out")
+    parameters = parameters_of(config.model, tokenizer.vocabulary.size)
+    orbax.Reader(where, weights).check(parameters)  # before any value is read
     name = {"ema": "ema", "raw": "params"}[weights]
     params = checkpoints.restore_weights(step, name, abstract(shapes, layout))
   return Stored(config, params, tokenizer, step, meta)
@@ -78,9 +99,11 @@ def _is_workdir(path: pathlib.Path) -> bool:
   return (path / workdir.CHECKPOINTS).is_dir() or workdir.is_run(path)
 
 
-def _read_foreign(path: pathlib.Path, weights: str | None, mesh: Mesh) -> Stored:
+def _read_foreign(
+  path: pathlib.Path, weights: str | None, mesh: Mesh, backbone_config
+) -> Stored:
   """Weights in a PyTorch format, widened to float32."""
-  source = open_source(path, weights)
+  source = open_source(path, weights, backbone_config)
   params = source.tree()
   layout = sharding.state_shardings(params, mesh)
   return Stored(
@@ -94,11 +117,14 @@ def _read_foreign(path: pathlib.Path, weights: str | None, mesh: Mesh) -> Stored
 
 def _find(path: pathlib.Path) -> tuple[pathlib.Path, int | None]:
   """The folder of steps, and the step that a path names, if it names one."""
-  if path.name.isdigit() and (path / "state").is_dir():
-    return path.parent, int(path.name)
-  if path.name.isdigit() and path.parent.name == workdir.CHECKPOINTS:
+  step = step_number(path.name)
+  if path.parent.name == workdir.CHECKPOINTS and path.name.isdigit() and step is None:
+    raise UserError(f"{path}: {path.name} is no number of a step")
+  if step is not None and (path / "state").is_dir():
+    return path.parent, step
+  if step is not None and path.parent.name == workdir.CHECKPOINTS:
     workdir.read(path.parent.parent)
-    return path.parent, int(path.name)
+    return path.parent, step
   workdir.read(path)
   if not (path / workdir.CHECKPOINTS).is_dir():
     raise UserError(f"{path}: has no checkpoint yet")

@@ -1,30 +1,17 @@
 """A work directory: one run's configuration, metrics and checkpoints."""
 
 import json
-import os
 import pathlib
 
 from set_diffusion_jax.config import Config
+from set_diffusion_jax.data.pipeline import FIGURES
 from set_diffusion_jax.errors import UserError
+from set_diffusion_jax.inputs import paths
+from set_diffusion_jax.inputs.names import step_number
+from set_diffusion_jax.inputs.records import parse_json
 
 CONFIG = "config.json"
 CHECKPOINTS = "checkpoints"
-
-
-def write_text(path: pathlib.Path, text: str) -> None:
-  """Writes a file beside itself and moves it into place: it is never half there."""
-  fresh = _fresh(path)
-  try:
-    fresh.write_text(text)
-    os.replace(fresh, path)
-  except OSError:
-    fresh.unlink(missing_ok=True)
-    raise
-
-
-def _fresh(path: pathlib.Path) -> pathlib.Path:
-  """Where a file is written before it is moved into place."""
-  return path.with_name(path.name + ".tmp")
 
 
 def claim(workdir: pathlib.Path, config: Config, fingerprint: dict) -> None:
@@ -38,45 +25,63 @@ def claim(workdir: pathlib.Path, config: Config, fingerprint: dict) -> None:
     raise UserError(f"--workdir={workdir}: must be a directory, is a file")
   try:
     workdir.mkdir(parents=True, exist_ok=True)
-    foreign = {file.name for file in workdir.iterdir()} - {_fresh(path).name}
+    foreign = [f.name for f in workdir.iterdir() if not paths.is_fresh(f.name)]
     if path.exists():
       stored, stored_fingerprint = read(workdir)
       _compare(workdir, stored.identity(), config.identity())
-      data = {f"data ({name})": value for name, value in fingerprint.items()}
-      old = {f"data ({name})": value for name, value in stored_fingerprint.items()}
-      _compare(workdir, old, data)
+      _compare(workdir, _compared(stored_fingerprint), _compared(fingerprint))
     elif foreign:
       raise UserError(
         f"--workdir={workdir}: holds files but no run; give a new directory"
       )
     text = json.dumps({"config": config.to_dict(), "data": fingerprint}, indent=2)
-    write_text(path, text + "\n")
+    paths.write_whole(path, text + "\n")
   except OSError as error:
     raise UserError(f"--workdir={workdir}: {error.strerror}") from None
 
 
+def _compared(fingerprint: dict) -> dict:
+  """What of a data fingerprint must be the same, under the names of messages."""
+  kept = fingerprint.keys() - set(FIGURES)
+  return {f"data ({name})": fingerprint[name] for name in kept}
+
+
 def has_checkpoint(workdir: pathlib.Path) -> bool:
   """Whether there is a finished step to go on from."""
-  return any(step.name.isdigit() for step in (workdir / CHECKPOINTS).glob("*"))
+  steps = (workdir / CHECKPOINTS).glob("*")
+  return any(step_number(step.name) is not None for step in steps)
 
 
 def is_run(workdir: pathlib.Path) -> bool:
   """Whether a directory's configuration is that of a run."""
   try:
-    return {"config", "data"} <= json.loads((workdir / CONFIG).read_text()).keys()
-  except (OSError, ValueError, AttributeError):
+    return {"config", "data"} <= _stored(workdir).keys()
+  except (OSError, UserError):
     return False
 
 
 def read(workdir: pathlib.Path) -> tuple[Config, dict]:
   """The configuration and the data fingerprint of a run."""
   try:
-    stored = json.loads((workdir / CONFIG).read_text())
-    return Config.from_dict(stored["config"]), stored["data"]
+    stored = _stored(workdir)
+    data = stored["data"]
+    if not isinstance(data, dict):
+      raise TypeError
+    return Config.from_dict(stored["config"]), data
   except FileNotFoundError:
     raise UserError(f"{workdir}: not a work directory, it has no {CONFIG}") from None
-  except (json.JSONDecodeError, KeyError, TypeError):
+  except OSError as error:
+    raise UserError(f"{workdir / CONFIG}: {error.strerror}") from None
+  except (KeyError, TypeError, ArithmeticError):
     raise UserError(f"{workdir / CONFIG}: is damaged") from None
+
+
+def _stored(workdir: pathlib.Path) -> dict:
+  """What a run's configuration file holds; UserError if that is no JSON object."""
+  stored = parse_json((workdir / CONFIG).read_bytes(), str(workdir / CONFIG))
+  if not isinstance(stored, dict):
+    raise UserError(f"{workdir / CONFIG}: is damaged")
+  return stored
 
 
 def _compare(workdir: pathlib.Path, stored: dict, wanted: dict) -> None:

@@ -1,6 +1,7 @@
 """The command line as a user meets it: results, and one line for every mistake."""
 
 import dataclasses
+import importlib
 import io
 import json
 import os
@@ -211,6 +212,20 @@ def test_evaluate_on_another_text(home, tmp_path, capsys):
   fails(capsys, [*base[:2], f"--output={tmp_path}/no/f.json"], "missing")
 
 
+def test_evaluate_says_that_its_weights_are_a_young_average(home, monkeypatch, capsys):
+  loaded = set_diffusion_jax.load(home / "set")
+  optimizer = dataclasses.replace(loaded.config.optimizer, ema_decay=0.999)
+  config = dataclasses.replace(loaded.config, optimizer=optimizer)
+  young = dataclasses.replace(loaded, config=config)
+  module = importlib.import_module("set_diffusion_jax.cli.evaluate")
+  monkeypatch.setattr(module, "load_model", lambda *_: young)
+  for weights, said in (("ema", True), ("raw", False)):
+    options = [f"--weights={weights}", "--sequences=2"]
+    assert cli.main(["evaluate", f"--checkpoint={home}/set", *options]) == 0
+    share = f"{0.999**young.step:.0%} of which are the weights that training started"
+    assert (f"of the EMA, {share}" in capsys.readouterr().out) == said
+
+
 def test_evaluate_by_token_and_its_errors(home, tmp_path, capsys):
   """The weights of a set model, as those of masked diffusion: drawn by counts."""
   output, tokens = tmp_path / "figures.json", tmp_path / "tokens.jsonl"
@@ -222,6 +237,7 @@ def test_evaluate_by_token_and_its_errors(home, tmp_path, capsys):
   parts = [figures[f"perplexity_standard_error_{part}"] for part in ("texts", "draws")]
   assert "(texts {:.3f}, draws {:.3f})".format(*parts) in text
   assert np.hypot(*parts) == pytest.approx(figures["perplexity_standard_error"])
+  assert "of the EMA" not in text  # its decay is 0.5
   assert "3, by counts" in text and figures["protocol"]["levels"] == "counts"
   rows = [json.loads(line) for line in tokens.read_text().splitlines()]
   assert [row["sequence"] for row in rows] == list(range(figures["sequences"]))
@@ -234,6 +250,12 @@ def test_evaluate_by_token_and_its_errors(home, tmp_path, capsys):
   held_out = model.evaluator().held_out
   every = np.concatenate([held_out[i]["tokens"][1:] for i in range(len(held_out))])
   assert ids == every[: len(ids)].tolist()
+  assert cli.main([*base, "--draws=3", "--by=rank", by[1]]) == 0
+  ranks = [json.loads(line) for line in tokens.read_text().splitlines()]
+  assert all(row["rank"] == [0] for row in ranks)  # masked diffusion has one set
+  for by_rank, by_token in zip(ranks, rows, strict=True):
+    assert by_rank["tokens"] == [len(by_token["nats"])]
+    assert by_rank["nats"] == pytest.approx([sum(by_token["nats"])], rel=1e-5)
   fails(capsys, [*base, by[0]], "--by=token: needs --by-output")
   fails(capsys, [*base, by[1]], "needs --by=token")
   fails(capsys, [*base, *by, "--zero-shot=ptb"], "--by=token", "--zero-shot")

@@ -57,10 +57,12 @@ def test_configurations_by_name(tmp_path, monkeypatch):
     ({"model": {"dropout": float("nan")}}, "model.dropout = nan: must be finite"),
     ({"model": {"width": 6, "heads": 2}}, "model.heads = 2"),
     ({"train": {"batch_size": 6, "accumulate": 4}}, "train.batch_size = 6"),
-    ({"train": {"seed": 2**31}}, "train.seed"),
+    ({"train": {"seed": 2**32}}, "train.seed"),
     ({"data": {"source": "text"}}, "data.train_path = null"),
     ({"method": {"max_set_size": 0.5}}, "method.max_set_size = 0.5"),
     ({"decode": {"window": 0}}, "decode.window = 0"),
+    ({"decode": {"temperature": 1e-7}}, "decode.temperature = 1e-07: must be 0, or at"),
+    ({"decode": {"temperature": -1.0}}, "decode.temperature = -1.0: must be 0, or at"),
     (
       {
         "method": {"name": "block"},

@@ -16,6 +16,7 @@ from set_diffusion_jax.config import Config, MeshConfig
 from set_diffusion_jax.convert import convert, describe, description_text, layout
 from set_diffusion_jax.convert.layout import parameters
 from set_diffusion_jax.convert.published import published_config
+from set_diffusion_jax.convert.qwen3 import Backbone
 from set_diffusion_jax.convert.settings import read_settings
 from set_diffusion_jax.convert.source import open_source
 from set_diffusion_jax.data import Vocabulary
@@ -39,6 +40,9 @@ def reference(name, folder, dtype="float32", **changes):
   values = published(name)
   values.update({"torch_dtype": dtype, **changes})
   (folder / "config.json").write_text(json.dumps(values))
+  backbone = golden.settings.get("qwen3_config")
+  if backbone is not None:
+    (folder / "backbone_config.json").write_text(json.dumps(backbone))
   return folder
 
 
@@ -191,7 +195,8 @@ def test_settings_survive_without_the_published_file(tmp_path, name):
   source = open_source(reference(name, tmp_path / "first"))
   values = published_config(source.config, source.vocabulary, "float32")
   shapes = {n: p.tensor_shape for p in source.parameters for n in p.names()}
-  again = read_settings(tmp_path / "config.json", values, shapes)
+  backbone = None if source.qwen3 is None else Backbone(tmp_path, source.qwen3)
+  again = read_settings(tmp_path / "config.json", values, shapes, backbone)
   assert again.vocabulary == source.vocabulary
   assert again.config == source.config
   assert values.keys() - {"mdlm_loss_scale"} == published(name).keys() - {
@@ -209,7 +214,8 @@ def test_schedules_of_the_reference(tmp_path):
       continue
     if arguments["block_size"] != arguments["length"]:
       continue
-    values = published("setdlm_dit") | {"length": arguments["length"]}
+    sizes = ("length", "block_size", "eval_block_size")
+    values = published("setdlm_dit") | dict.fromkeys(sizes, arguments["length"])
     target = values["noise_config"]["_target_"]
     values["noise_config"] = {"_target_": target, **arguments}
     source = open_source(reference("setdlm_dit", tmp_path / name))
@@ -375,6 +381,7 @@ def test_decode_settings_of_weights_trained_here(tmp_path, commit):
 def test_padded_rows_are_kept_and_recorded(tmp_path):
   changes = {"vocab_size": 50, "pad_vocab_size_multiple": 64, "mask_token_id": 49}
   changes |= {"pad_token_id": 48, "bos_token_id": 47, "eos_token_id": 46}
+  changes["tokenization_config"] = dict(changes)
   first = reference("setdlm_dit", tmp_path / "first", **changes)
   report = convert(first, tmp_path / "orbax", verify=True)
   assert any("14 rows" in note for note in report.notes)

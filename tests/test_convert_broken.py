@@ -112,7 +112,7 @@ def damaged_files():
     "is truncated, backbone": whole[:-1],
     "is truncated or no": whole[:100],
     "truncated or no safetensors": b"",
-    "header is not JSON": struct.pack("<Q", 4) + b"{{{{" + bytes(8),
+    "header: is not JSON": struct.pack("<Q", 4) + b"{{{{" + bytes(8),
     "must be a JSON object": struct.pack("<Q", 2) + b"[]",
     "4 bytes after its last tensor": whole + bytes(4),
     "has dtype 'F8_E4M3'": change(dtype="F8_E4M3"),

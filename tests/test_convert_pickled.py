@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from set_diffusion_jax.convert import convert
-from set_diffusion_jax.convert.pickled import Archive, Skipped
+from set_diffusion_jax.convert.pickled import Archive
+from set_diffusion_jax.convert.program import Skipped
 from set_diffusion_jax.convert.source import open_source
 from set_diffusion_jax.errors import UserError
 from tests.convert_files import Call, Name, Strided, safetensors_bytes, torch_bytes
@@ -287,7 +288,7 @@ def broken_archives():
   yield "no PyTorch file", b""
   yield "compressed", torch_bytes({"w": np.zeros(0, np.float32)}, zipfile.ZIP_DEFLATED)
   yield (
-    "pickle is damaged",
+    "data.pkl is damaged",
     whole.replace(b"_rebuild_tensor_v2\n", b"_rebuild_tensor_v2)"),
   )
 

@@ -181,7 +181,9 @@ def test_qwen3_trained_here_runs_in_transformers(tmp_path, tied):
   train_state(tmp_path / "run", "qwen3", method__name="ar", model__tied=tied)
   convert(tmp_path / "run", tmp_path / "out", verify=True)
   convert(tmp_path / "out", tmp_path / "orbax", verify=True)
-  config = transformers.AutoConfig.from_pretrained(tmp_path / "out" / "qwen3")
+  config = transformers.AutoConfig.from_pretrained(
+    tmp_path / "out" / "backbone_config.json"
+  )
   model = transformers.Qwen3ForCausalLM(config).eval()
   from safetensors.torch import load_file
 

@@ -66,7 +66,7 @@ def text(length=LENGTH, bos=True) -> np.ndarray:
 
 
 def likelihood(
-  m: Model, tokens: np.ndarray, by_token=False, advance=lambda rows: None
+  m: Model, tokens: np.ndarray, by=None, advance=lambda rows: None
 ) -> Likelihood:
   """What `evaluate` makes of rows that start with BOS, [n, L]."""
   runs = tokens[:, 1:]
@@ -75,7 +75,7 @@ def likelihood(
   frame = Frame(tokens.shape[1], m.tokenizer.vocabulary, bos=True)
   mesh = sharding.make_mesh(MeshConfig())
   blocks = Blocks.wrapped(held_out, frame)
-  evaluator = Evaluator(m.objective, blocks, mesh, by_token)
+  evaluator = Evaluator(m.objective, blocks, mesh, by)
   return evaluator.run(m.params, advance).likelihood
 
 

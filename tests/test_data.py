@@ -194,7 +194,7 @@ def test_json_lines_and_plain_lines(tmp_path):
 @pytest.mark.parametrize(
   "text, words",
   [
-    ('{"text": "a"}\n{"text": \n', "line 2: not JSON"),
+    ('{"text": "a"}\n{"text": \n', "line 2: is not JSON"),
     ('["a"]\n', "line 1: must be a JSON object"),
     ('{"body": "a"}\n', 'data.field = "text".*line 1 has no such text, but body'),
     ('{"text": " "}\n', "holds no text"),

@@ -6,7 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from set_diffusion_jax.evaluate import SUMS, Likelihood, draw_variance
+from set_diffusion_jax.diffusion.corruption import Batch
+from set_diffusion_jax.diffusion.draws import EVALUATE, row_keys, split_rows, stream_key
+from set_diffusion_jax.evaluate import Likelihood, detail, draw_variance
 from tests.test_counts import LENGTH, likelihood, model, text
 
 
@@ -84,19 +86,60 @@ def test_tokens_add_up_to_rows(method):
   m = model(method, evaluate__draws=3)
   tokens = np.random.default_rng(0).integers(0, 9, (5, LENGTH)).astype(np.int32)
   rows = {}
-  likelihood(m, tokens, by_token=True, advance=rows.update)
-  sums, nats = np.split(np.array([rows[i] for i in range(5)]), [SUMS], axis=-1)
-  assert nats.shape == (5, LENGTH) and np.isnan(nats[:, 0]).all()
-  np.testing.assert_allclose(nats[:, 1:].sum(-1), sums[:, 0], rtol=1e-5)
+  likelihood(m, tokens, "token", rows.update)
+  for row in rows.values():
+    found = detail(row)
+    assert found.number.tolist() == list(range(1, LENGTH))
+    assert (found.tokens == 1).all()
+    np.testing.assert_allclose(found.nats.sum(), row[0], rtol=1e-5)
 
 
 def test_nats_of_a_token_are_those_of_a_longer_text():
   """Autoregression: what a text costs more than the same one without its last token."""
   m, rows = model("ar"), {}
   tokens = np.tile(text(), (2, 1))
-  likelihood(m, tokens, by_token=True, advance=rows.update)
-  nats = np.array(rows[0][SUMS:])
+  likelihood(m, tokens, "token", rows.update)
+  nats = dict(zip(*detail(rows[0])[:2], strict=True))
   for end in range(2, LENGTH + 1):
     shorter = m.nelbo(tokens[:1, : end - 1])[0] if end > 2 else 0.0
     more = m.nelbo(tokens[:1, :end])[0] - shorter
     assert nats[end - 1] == pytest.approx(more, rel=1e-4)
+
+
+@pytest.mark.parametrize("method", ["ar", "set", "block", "general"])
+def test_ranks_add_up_to_rows(method):
+  m, rows = model(method, evaluate__draws=4), {}
+  likelihood(m, np.tile(text(), (3, 1)), "rank", rows.update)
+  for row in rows.values():
+    found = detail(row)
+    np.testing.assert_allclose(found.nats.sum(), row[0], rtol=1e-5)
+    assert found.tokens.sum() == pytest.approx(LENGTH - 1)
+    if method == "block":  # BOS, in the first block, does not count
+      assert found.tokens.tolist() == [2, 3]
+    if method in ("ar", "set"):
+      assert found.number.tolist() == list(range(1, LENGTH))
+
+
+@pytest.mark.parametrize("method", ["ar", "any_order", "set", "general"])
+def test_nats_by_rank_are_those_of_the_positions_in_a_set(method):
+  """One draw, whose order is drawn here again."""
+  m, by = model(method, evaluate__draws=1, method__noise="full"), {}
+  tokens = np.tile(text(), (5, 1))
+  for name in ("token", "rank"):
+    by[name] = {}
+    likelihood(m, tokens, name, by[name].update)
+  every = np.arange(LENGTH) >= 0
+  batch = Batch(tokens, *np.broadcast_to([[every], [~every]], (2, 5, LENGTH)), range(5))
+  batch = Batch(*map(jnp.asarray, batch))
+  batch = batch._replace(context=batch.context.at[:, 0].set(True))
+  keys = row_keys(stream_key(m.config.evaluate.seed, EVALUATE), 0, batch.row)
+  order = m.objective.draw_order(batch, split_rows(keys)[0], False)
+  for row in range(5):
+    nats = np.zeros(LENGTH)
+    at, ranks = detail(by["token"][row]), detail(by["rank"][row])
+    nats[at.number] = at.nats
+    for rank, found, count in zip(*ranks, strict=True):
+      members = np.asarray(order.position[row])[np.asarray(order.rank[row]) == rank]
+      members = members[members > 0]
+      assert len(members) == count
+      assert found == pytest.approx(nats[members].sum(), rel=1e-5)

@@ -11,7 +11,7 @@ ROOT = pathlib.Path(__file__).parents[1] / "set_diffusion_jax"
 
 # Each room, or file of one, may import from those of its line and of the lines above.
 LEVELS = [
-  ["errors", "version", "preemption"],
+  ["errors", "version", "preemption", "numerics"],
   ["inputs"],
   ["config", "diffusion.method", "diffusion.draws", "cluster", "processes"],
   ["diffusion.schedules", "data"],

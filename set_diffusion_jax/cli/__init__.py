@@ -1,6 +1,7 @@
 """The command line: `python -m set_diffusion_jax VERB`."""
 
 import argparse
+import io
 import logging
 import os
 import sys
@@ -9,16 +10,23 @@ from collections.abc import Callable, Sequence
 
 import jax
 
-from set_diffusion_jax import cluster, processes, sharding
+from set_diffusion_jax import cluster, numerics, processes, sharding
 from set_diffusion_jax.cli.evaluate import evaluate
-from set_diffusion_jax.cli.files import check_output
+from set_diffusion_jax.cli.files import check_output, drop_output
 from set_diffusion_jax.cli.generate import infill, sample
 from set_diffusion_jax.cli.inspect import convert, inspect
 from set_diffusion_jax.cli.parser import make_parser
 from set_diffusion_jax.cli.plan import plan
 from set_diffusion_jax.cli.prepare import prepare
 from set_diffusion_jax.config.files import read_config
-from set_diffusion_jax.errors import NonFiniteError, Preempted, UserError
+from set_diffusion_jax.errors import (
+  DiskError,
+  NonFiniteError,
+  Preempted,
+  UserError,
+  disk_reason,
+)
+from set_diffusion_jax.inputs import terminal
 from set_diffusion_jax.preemption import EXIT_CODE
 
 __all__ = ["guarded", "main", "quiet", "read_config"]
@@ -29,6 +37,16 @@ def quiet() -> None:
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
   for name in ("absl", "orbax", "jax"):
     logging.getLogger(name).setLevel(logging.ERROR)
+    logging.getLogger(name).addFilter(_is_news)
+  for name in ("stdout", "stderr"):
+    if getattr(sys, name) is None:  # it was closed before the start
+      setattr(sys, name, io.StringIO())
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+  """Whether a log says more than the one line that a full disk is told in."""
+  error = record.exc_info[1] if record.exc_info else OSError(record.getMessage())
+  return disk_reason(error) is None
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -40,10 +58,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 def guarded(act: Callable[[], int]) -> int:
   """The exit code of what `act` does; the ways it may end early in a line each."""
   quiet()
+  if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+    sys.stdout.reconfigure(errors="backslashreplace")  # of what it cannot encode
   try:
-    return act()
+    code = act()
+    sys.stdout.flush()
+    return code
   except UserError as error:
-    print(f"error: {error}", file=sys.stderr)
+    print(f"error: {terminal.line(str(error))}", file=sys.stderr)
+    if isinstance(error, DiskError) and jax.distributed.is_initialized():
+      sys.stderr.flush()
+      os._exit(2)  # this process alone has failed, the others would wait for it
     return 2
   except NonFiniteError as error:
     print(f"error: {error}; the last checkpoint is from before", file=sys.stderr)
@@ -52,7 +77,14 @@ def guarded(act: Callable[[], int]) -> int:
     print(f"{stop}; the same command continues", file=sys.stderr)
     return EXIT_CODE
   except BrokenPipeError:  # a reader such as `head` has seen enough
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    drop_output()
+  except OSError as error:
+    reason = disk_reason(error)
+    if reason is None:
+      raise
+    where = terminal.line(f"{error.filename or 'standard output'}")
+    print(f"error: {where}: {reason}", file=sys.stderr)
+    return 2
   except KeyboardInterrupt:
     print("interrupted; the same command continues", file=sys.stderr)
     return 130
@@ -68,6 +100,8 @@ def guarded(act: Callable[[], int]) -> int:
 
 def _run(argv: list[str]) -> int:
   configuration = [a for a in argv if a.split("=")[0].split(".")[0] == "--config"]
+  _check_equals(argv)
+  numerics.settle()
   arguments = make_parser().parse_args([a for a in argv if a not in configuration])
   if arguments.verb in ("train", "evaluate"):
     _join(arguments)
@@ -96,6 +130,17 @@ def _run(argv: list[str]) -> int:
     verbs = {"evaluate": evaluate, "sample": sample, "infill": infill}
     verbs[arguments.verb](arguments, configuration)
   return 0
+
+
+def _check_equals(argv: list[str]) -> None:
+  """UserError for a `--config FILE` or `--config.a.b VALUE` with a space in it."""
+  for word, following in zip(argv, [*argv[1:], "--"], strict=True):
+    field = word.startswith("--config.") and "infill" not in argv  # it takes texts
+    bare = (word == "--config" or field) and "=" not in word
+    if bare and not following.startswith("--"):
+      raise UserError(f"{word} {following}: write {word}={following}")
+  if "--config" in argv:
+    raise UserError("--config: must name a configuration, as --config=FILE or NAME")
 
 
 def _join(arguments: argparse.Namespace) -> None:

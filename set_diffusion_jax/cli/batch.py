@@ -1,6 +1,5 @@
 """`inspect --data`: what a training batch really looks like, before a run."""
 
-import sys
 import time
 
 import jax.numpy as jnp
@@ -10,6 +9,7 @@ from set_diffusion_jax import data
 from set_diffusion_jax.config import Config
 from set_diffusion_jax.diffusion.corruption import Batch
 from set_diffusion_jax.diffusion.draws import TRAIN, stream_key, training_keys
+from set_diffusion_jax.inputs import terminal
 from set_diffusion_jax.likelihood.objective import Objective
 
 _SECONDS = 2.0  # of reading, to measure its speed
@@ -19,12 +19,12 @@ _COLOURS = {_CONTEXT: ("\x1b[36m", "\x1b[0m"), _MASKED: ("\x1b[7;31m", "\x1b[0m"
 _MARKS = {_CONTEXT: ("«", "»"), _MASKED: ("[", "]")}
 
 
-def show_batch(config: Config, rows: int) -> dict:
-  """Prints the first batch of a configuration; returns the figures.
+def batch_figures(config: Config, rows: int) -> tuple[dict, str, str]:
+  """The first batch of a configuration: figures, text, and text for a terminal.
 
   Args:
     config: of the run that is planned.
-    rows: how many to print.
+    rows: how many are in the text.
   """
   corpus = data.load(config.data)
   size = config.train.batch_size
@@ -52,15 +52,24 @@ def show_batch(config: Config, rows: int) -> dict:
     "longest": int(lengths.max()),
     "slots_per_second": _rate(batches, size * config.data.length),
   }
-  _print_figures(config, figures)
-  colour = sys.stdout.isatty()
-  for row in range(min(rows, size)):
-    kinds = np.where(context[row], _CONTEXT, np.where(masked[row], _MASKED, _SEEN))
-    counts = (valid[row].sum(), (context & valid)[row].sum(), masked[row].sum())
-    print("\n--- row {}: {} tokens, {} context, {} masked".format(row, *counts))
-    used = valid[row]
-    print(render(examples["tokens"][row][used], kinds[used], corpus.tokenizer, colour))
-  return figures
+  for side in ("train", "validation"):
+    if (cut := corpus.fingerprint.get(f"{side}_cut_off")) is not None:
+      figures[f"{side}_cut_off"] = cut
+  texts = []
+  for colour in (False, True):
+    lines = _figure_lines(config, figures)
+    lines += [f"note       {note}" for note in corpus.notes]
+    for row in range(min(rows, size)):
+      kinds = np.where(context[row], _CONTEXT, np.where(masked[row], _MASKED, _SEEN))
+      counts = (valid[row].sum(), (context & valid)[row].sum(), masked[row].sum())
+      lines.append(
+        "\n--- row {}: {} tokens, {} context, {} masked".format(row, *counts)
+      )
+      used = valid[row]
+      tokens = examples["tokens"][row][used]
+      lines.append(render(tokens, kinds[used], corpus.tokenizer, colour))
+    texts.append("\n".join(lines))
+  return figures, *texts
 
 
 def _masked(config: Config, examples: data.Examples, vocabulary) -> np.ndarray:
@@ -85,25 +94,23 @@ def _rate(batches, tokens: int) -> float:
   return steps * tokens / seconds
 
 
-def _print_figures(config: Config, f: dict) -> None:
+def _figure_lines(config: Config, f: dict) -> list[str]:
   slots = f["rows"] * f["length"]
   count = f.get("train_sequences", f.get("train_documents"))
   unit = "sequences" if "train_sequences" in f else "documents, cut on the way"
-  print(f"source     {f['source']}")
-  print("tokenizer  " + "\n           ".join(f["tokenizer_facts"]))
-  print(
-    f"train      {count:,} {unit}; held out {f['validation_sequences']:,} sequences"
-  )
-  print(
+  padding = f"{f['padding']:,} padding ({f['padding'] / slots:.1%})"
+  mean = f"on average {f['mean_length']:.1f}"
+  return [
+    f"source     {f['source']}",
+    "tokenizer  " + "\n           ".join(f["tokenizer_facts"]),
+    f"train      {count:,} {unit}; held out {f['validation_sequences']:,} sequences",
     f"batch      {f['rows']} x {f['length']}: {f['targets']:,} targets, "
-    f"{f['context']:,} context, {f['padding']:,} padding ({f['padding'] / slots:.1%})"
-  )
-  print(
-    f"lengths    {f['shortest']} to {f['longest']}, on average {f['mean_length']:.1f}"
-  )
-  print(f"masked     {f['masked']:,} targets, as {config.method.name} draws them")
-  print(f"reading    {f['slots_per_second']:,.0f} slots/s")
-  print("marks      «context»  [masked]  otherwise seen as it is")
+    f"{f['context']:,} context, {padding}",
+    f"lengths    {f['shortest']} to {f['longest']}, {mean}",
+    f"masked     {f['masked']:,} targets, as {config.method.name} draws them",
+    f"reading    {f['slots_per_second']:,.0f} slots/s",
+    "marks      «context»  [masked]  otherwise seen as it is",
+  ]
 
 
 def render(tokens, kinds, tokenizer: data.Tokenizer, colour: bool) -> str:
@@ -128,5 +135,6 @@ def render(tokens, kinds, tokenizer: data.Tokenizer, colour: bool) -> str:
     first, last = marks.get(int(kinds[run[0]]), ("", ""))
     ids = tokens[run]
     name = names.get(int(ids[0]))
-    text.append(first + (name or tokenizer.decode(ids)).replace("\n", "\\n") + last)
+    shown = (name or tokenizer.decode(ids)).replace("\n", "\\n")
+    text.append(first + (terminal.shown(shown) if colour else shown) + last)
   return "".join(text)

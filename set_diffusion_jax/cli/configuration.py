@@ -42,7 +42,7 @@ def load_model(arguments: argparse.Namespace, changes: Sequence[str]):
   from set_diffusion_jax.api import load
   from set_diffusion_jax.data import load_tokenizer, with_vocabulary
 
-  model = load(arguments.checkpoint, arguments.weights)
+  model = load(arguments.checkpoint, arguments.weights, arguments.backbone_config)
   config = override(model.config, changes)
   tokenizer = model.tokenizer
   if "data.tokenizer" in changed_fields(changes):

@@ -6,13 +6,12 @@ import json
 import pathlib
 from collections.abc import Iterator, Sequence
 
-import numpy as np
-
 from set_diffusion_jax import processes
 from set_diffusion_jax.cli.configuration import checked, load_model, with_options
-from set_diffusion_jax.cli.files import check_output, write, write_text
+from set_diffusion_jax.cli.files import check_output, show, write, write_text
 from set_diffusion_jax.data.zero_shot import zero_shot_data, zero_shot_names
 from set_diffusion_jax.errors import UserError
+from set_diffusion_jax.inputs import paths
 
 
 def evaluate(arguments: argparse.Namespace, changes: Sequence[str]) -> None:
@@ -23,32 +22,65 @@ def evaluate(arguments: argparse.Namespace, changes: Sequence[str]) -> None:
     config.evaluate, arguments, ("draws", "sequences", "batch_size", "seed", "order")
   )
   config = checked(dataclasses.replace(config, evaluate=options))
-  _check_by(arguments)
+  read = (arguments.checkpoint, config.data.train_path, config.data.validation_path)
+  read = (*read, config.data.directory, config.evaluate.order)
+  check_output(arguments.output, inputs=read)
+  _check_by(arguments, read)
   if arguments.zero_shot is None:
     if arguments.zero_shot_data is not None:
       raise UserError("--zero-shot-data: needs --zero-shot=NAME,...")
     model = dataclasses.replace(model, config=config)
-    figures = _likelihood(model, arguments.output, "evaluate", arguments.by_output)
+    detail = arguments.by, arguments.by_output
+    figures = _likelihood(model, arguments.output, "evaluate", *detail)
     if processes.is_first():
       _print_figures(figures)
+      _print_young_average(model, arguments.weights)
     return
   every = {}
   for name in zero_shot_names(arguments.zero_shot):
     corpus = zero_shot_data(name, config.data, arguments.zero_shot_data)
     one = dataclasses.replace(model, config=dataclasses.replace(config, data=corpus))
-    # Each corpus has a file of its own besides, so that what is done is done.
-    output = arguments.output and arguments.output.with_suffix(f".{name}.json")
+    output = _of_corpus(arguments.output, name)
     every[name] = figures = _likelihood(one, output, name)
     spread = _spread(figures["perplexity_standard_error"], 2)
     bound = f"{figures['bound']}, {figures['tokens']:,} tokens"
     value = _number(figures["perplexity"], 2)
     if processes.is_first():
-      print(f"{name:12} perplexity {value}{spread}  {bound}")
+      show(f"{name:12} perplexity {value}{spread}  {bound}")
   if processes.is_first():
+    _print_young_average(model, arguments.weights)
     write(arguments.output, {"zero_shot": every})
 
 
-def _check_by(arguments: argparse.Namespace) -> None:
+def _print_young_average(model, weights: str | None) -> None:
+  """Says it where the figures are those of an EMA that is still close to its start."""
+  from set_diffusion_jax.training.state import young_average
+
+  config = model.config
+  if (weights or config.evaluate.weights) != "ema":
+    return
+  young = young_average(config.optimizer, model.step)
+  if young is not None:
+    show(f"{'weights':15} {young}")
+
+
+def _of_corpus(output: pathlib.Path | None, name: str) -> pathlib.Path | None:
+  """The file of one corpus, which has one besides so that what is done is done.
+
+  None where there is none: with no output, or one that is no file of its own.
+  """
+  if output is None or not _is_file(output):
+    return None
+  stem = output.name.removesuffix(".json")
+  return output.with_name(f"{stem}.{name}.json")
+
+
+def _is_file(output: pathlib.Path) -> bool:
+  """Whether an output is, or becomes, a file: it can be read again later on."""
+  return not paths.is_special(output) and paths.descriptor(output) is None
+
+
+def _check_by(arguments: argparse.Namespace, read: Sequence) -> None:
   """UserError unless --by and --by-output stand together, and can do so."""
   by, output = arguments.by, arguments.by_output
   if by is None and output is None:
@@ -56,34 +88,37 @@ def _check_by(arguments: argparse.Namespace) -> None:
   if output is None:
     raise UserError(f"--by={by}: needs --by-output=FILE.jsonl")
   if by is None:
-    raise UserError(f"--by-output={output}: needs --by=token")
+    raise UserError(f"--by-output={output}: needs --by=token or --by=rank")
   if arguments.zero_shot is not None:
     raise UserError(f"--by={by}: is of the run's own text, without --zero-shot")
-  check_output(output, "--by-output")
+  check_output(output, "--by-output", read)
   whole = arguments.output
-  if whole is not None and whole.resolve() == output.resolve():
+  if whole is not None and _is_file(output) and whole.resolve() == output.resolve():
     raise UserError(f"--by-output={output}: must be another file than --output")
 
 
 def _likelihood(
-  model, output: pathlib.Path | None, label: str, tokens: pathlib.Path | None = None
+  model,
+  output: pathlib.Path | None,
+  label: str,
+  by: str | None = None,
+  by_output: pathlib.Path | None = None,
 ) -> dict:
   """The figures of a model on its held-out text, also in the file `output`.
 
-  Those of single tokens go to the file `tokens`, if there is one.
+  With `by` those by token or by rank go to the file `by_output`.
   Goes on where it was interrupted; the same figures are not computed a second time.
   Of several processes, the first one reads and writes the files.
   """
   from set_diffusion_jax.evaluate import SUMS, PartialResults
   from set_diffusion_jax.training.metrics import Progress
 
-  by_token = tokens is not None
-  evaluator = processes.together(lambda: model.evaluator(by_token))
+  evaluator = processes.together(lambda: model.evaluator(by))
   protocol = model.protocol(evaluator.held_out)
   identity = {**protocol, "weights_digest": model.weights_digest}
   processes.check_same(identity)
   found = None
-  if not by_token:
+  if by is None:
     found = processes.from_first(lambda: _finished(output, identity))
   if found is not None:
     return found
@@ -91,9 +126,9 @@ def _likelihood(
 
   def open_partial() -> list:
     nonlocal partial
-    if output is not None:
-      what = {**identity, "by_token": by_token}
-      figures = SUMS + by_token * model.config.data.length
+    if output is not None and _is_file(output):
+      what = {**identity, "by": by}
+      figures = SUMS if by is None else SUMS + 2 * model.config.data.length
       partial = PartialResults(output, what, evaluator.total, figures)
     return list(partial.rows.items()) if partial else []
 
@@ -102,7 +137,8 @@ def _likelihood(
   with Progress(
     evaluator.total, len(done), label, "sequence", active=first
   ) as progress:
-    progress.say(evaluator.objective.where())
+    for line in (evaluator.objective.where(), *evaluator.held_out.notes):
+      progress.say(line)
     if done:
       progress.say(f"continues from sequence {len(done)} of {evaluator.total}")
 
@@ -114,40 +150,40 @@ def _likelihood(
 
     quality = evaluator.run(model.params, advance, done).likelihood
   figures = {**quality.summary(), "protocol": identity}
-  if first and by_token:
-    lines = "".join(_token_lines(evaluator.held_out, rows))
-    write_text(tokens, lines, "--by-output")
-  if first and partial is not None:
+  if first and by is not None:
+    lines = "".join(_detail_lines(by, evaluator.held_out, rows))
+    write_text(by_output, lines, "--by-output")
+  if first:
     write(output, figures)
+  if partial is not None:
     partial.finish()
   return figures
 
 
-def _token_lines(held_out, rows: dict) -> Iterator[str]:
-  """A JSON line for each sequence: the tokens that count, by text position.
+def _detail_lines(by: str, held_out, rows: dict) -> Iterator[str]:
+  """A JSON line for each sequence: its tokens that count, by position or by rank.
 
   Args:
+    by: "token" or "rank".
     held_out: the sequences.
-    rows: the figures of each row, of an `Evaluator` with `by_token`.
+    rows: the figures of each row, of an `Evaluator` with `by`.
   """
-  from set_diffusion_jax.evaluate import SUMS
+  from set_diffusion_jax.evaluate import detail
 
   for row in sorted(rows):
-    nats = np.array(rows[row][SUMS:])
-    position = np.flatnonzero(~np.isnan(nats))
-    line = {
-      "sequence": row,
-      "position": position.tolist(),
-      "token": held_out[row]["tokens"][position].tolist(),
-      "nats": nats[position].tolist(),
-    }
-    yield json.dumps(line) + "\n"
+    found = detail(rows[row])
+    number, nats = found.number.tolist(), found.nats.tolist()
+    line = {"sequence": row, "rank": number, "tokens": found.tokens.tolist()}
+    if by == "token":
+      ids = held_out[row]["tokens"][found.number].tolist()
+      line = {"sequence": row, "position": number, "token": ids}
+    yield json.dumps({**line, "nats": nats}) + "\n"
 
 
 def _finished(output: pathlib.Path | None, identity: dict) -> dict | None:
   """The figures of a file that holds just this evaluation; None if it does not."""
   try:
-    figures = json.loads(output.read_text()) if output else None
+    figures = json.loads(output.read_text()) if output and _is_file(output) else None
   except (OSError, ValueError):
     return None
   same = isinstance(figures, dict) and figures.get("protocol") == identity
@@ -179,16 +215,16 @@ def _print_figures(figures: dict) -> None:
   for label, name, digits in rows:
     spread = _spread(figures[f"{name}_standard_error"], digits)
     parts = _parts(figures, f"{name}_standard_error", digits)
-    print(f"{label:15} {_number(figures[name], digits)}{spread}{parts}")
+    show(f"{label:15} {_number(figures[name], digits)}{spread}{parts}")
   if "mixture_perplexity" in figures:
     spread = _spread(figures["mixture_perplexity_standard_error"], 3)
     value = f"{_number(figures['mixture_perplexity'], 3)}{spread}"
-    print(f"{'mixture ppl':15} {value}  ({figures['draws']} orders together)")
-  print(f"{'bound':15} {figures['bound']}")
+    show(f"{'mixture ppl':15} {value}  ({figures['draws']} orders together)")
+  show(f"{'bound':15} {figures['bound']}")
   counted = f"{figures['tokens']:,} tokens, {figures['bytes']:,} bytes"
-  print(f"{'counted':15} {counted}, {figures['sequences']:,} sequences")
+  show(f"{'counted':15} {counted}, {figures['sequences']:,} sequences")
   if softmax := figures["protocol"].get("softmax"):
-    print(f"{'softmax':15} over {softmax}")
+    show(f"{'softmax':15} over {softmax}")
   levels = figures["protocol"]["levels"]
   by = {"counts": ", by counts", "uniform": ", by noise levels", None: ""}[levels]
-  print(f"{'draws':15} {figures['draws']}{by}")
+  show(f"{'draws':15} {figures['draws']}{by}")

@@ -4,9 +4,10 @@ import json
 import os
 import pathlib
 import sys
+from collections.abc import Iterable
 
-from set_diffusion_jax import workdir
-from set_diffusion_jax.errors import UserError
+from set_diffusion_jax.errors import DiskError, UserError
+from set_diffusion_jax.inputs import paths, terminal
 
 
 def write(path: pathlib.Path | None, figures: dict, option: str = "--output") -> None:
@@ -14,47 +15,89 @@ def write(path: pathlib.Path | None, figures: dict, option: str = "--output") ->
   write_text(path, json.dumps(figures, indent=2, allow_nan=False) + "\n", option)
 
 
-def write_text(path: pathlib.Path | None, text: str, option: str = "--output") -> None:
+def write_text(
+  path: pathlib.Path | None, text: str | bytes, option: str = "--output"
+) -> None:
   """Writes a file, whole or not at all; nothing without a path."""
   if path is None:
     return
   try:
-    workdir.write_text(path, text)
+    paths.write_whole(path, text)
   except OSError as error:
-    raise UserError(f"{option}={path}: {error.strerror}") from None
+    raise DiskError(f"{option}={path}: {error.strerror}") from None
 
 
-def check_output(path: pathlib.Path | None, option: str = "--output") -> None:
-  """UserError, before any work is done, for a file that cannot be written."""
+def show(text: str, on_terminal: str | None = None) -> None:
+  """Prints for the user; a terminal gets no control characters of the text.
+
+  What a command writes to files must not depend on who reads its standard output: where
+  the reader has left, as `head` does, nothing more is shown, and the command goes on.
+
+  Args:
+    text: what is printed.
+    on_terminal: what a terminal gets as it is; None: the text, its controls escaped.
+  """
+  if sys.stdout.isatty():
+    text = terminal.shown(text) if on_terminal is None else on_terminal
+  try:
+    print(text, flush=True)
+  except BrokenPipeError:
+    drop_output()
+  except OSError as error:
+    raise UserError(f"standard output: {error.strerror}") from None
+
+
+def drop_output() -> None:
+  """Standard output goes nowhere from here on."""
+  os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def check_output(
+  path: pathlib.Path | None,
+  option: str = "--output",
+  inputs: Iterable[str | os.PathLike | None] = (),
+) -> None:
+  """UserError, before any work is done, for a file that cannot be written.
+
+  Args:
+    path: of the file; None: nothing is written.
+    option: that names it.
+    inputs: files and checkpoints that the command reads, and must not overwrite.
+  """
   if path is None:
     return
-  if path.is_dir() or not path.name:
-    raise UserError(f"{option}={path}: must be a file, is a directory")
-  if not os.access(path.parent, os.W_OK):
-    raise UserError(f"{option}={path}: its directory is missing or not writable")
-
-
-def read_texts(name: str | None, field: str) -> list[str]:
-  """Texts of a file or of standard input: one a line, or a field of JSON lines."""
-  if name is None:
-    return []
-  try:
-    text = sys.stdin.read() if name == "-" else pathlib.Path(name).read_text()
-  except (OSError, UnicodeDecodeError) as error:
-    reason = getattr(error, "strerror", None) or "is not UTF-8"
-    raise UserError(f"--input={name}: {reason}") from None
-  lines = [line for line in text.splitlines() if line.strip()]
-  if not lines:
-    raise UserError(f"--input={name}: holds no text")
-  if not lines[0].lstrip().startswith("{"):
-    return lines
-  found = []
-  for number, line in enumerate(lines, 1):
+  where = f"{option}={path}"
+  number = paths.descriptor(path)
+  if number is not None:
     try:
-      value = json.loads(line)[field]
-    except (ValueError, KeyError, TypeError):
-      value = None
-    if not isinstance(value, str):
-      raise UserError(f'--input={name}, line {number}: must be JSON with "{field}"')
-    found.append(value)
-  return found
+      os.fstat(number)
+    except OSError as error:
+      raise UserError(f"{where}: {error.strerror}") from None
+    return
+  if path.is_dir() or not path.name:
+    raise UserError(f"{where}: must be a file, is a directory")
+  if paths.is_special(path):
+    return
+  target = pathlib.Path(os.path.realpath(path))
+  if not os.access(target.parent, os.W_OK):
+    raise UserError(f"{where}: its directory is missing or not writable")
+  for name in inputs:
+    if name is not None and _is_part(target, pathlib.Path(os.path.realpath(name))):
+      raise UserError(f"{where}: is read by this command; give another file")
+
+
+# What a checkpoint's directory holds; other files may be written there.
+_PARTS = ("config.json", "metrics.jsonl", "generation_config.json", "manifest.json")
+_ENDS = (".index.json", ".safetensors", ".bin", ".ckpt", ".pt", ".pth", ".model")
+
+
+def _is_part(target: pathlib.Path, source: pathlib.Path) -> bool:
+  """Whether a file is an input itself, or a part of one that is a directory."""
+  if target == source:
+    return True
+  if not target.is_relative_to(source):
+    return False
+  inside = target.relative_to(source)
+  known = inside.name in _PARTS or inside.name.startswith(("tokenizer", "vocab"))
+  folders = {"checkpoints", "state", "meta", "tensorboard"} & set(inside.parts[:-1])
+  return known or inside.name.endswith(_ENDS) or bool(folders)

@@ -3,14 +3,17 @@
 import argparse
 import dataclasses
 import json
-import os
+import math
+import shutil
 import sys
 import textwrap
 from collections.abc import Sequence
 
 from set_diffusion_jax.cli.configuration import checked, load_model, with_options
-from set_diffusion_jax.cli.files import read_texts, write_text
+from set_diffusion_jax.cli.files import show, write_text
+from set_diffusion_jax.cli.texts import given_texts, read_texts
 from set_diffusion_jax.errors import UserError
+from set_diffusion_jax.inputs import terminal
 
 _DECODE_OPTIONS = (
   "commit tokens_per_step threshold window drafts temperature top_k top_p".split()
@@ -19,13 +22,14 @@ _DECODE_OPTIONS = (
 
 def sample(arguments: argparse.Namespace, changes: Sequence[str]) -> None:
   """Continues prompts."""
-  texts = [*(arguments.prompt or []), *read_texts(arguments.input, "prompt")]
+  given = given_texts(arguments.prompt, "--prompt")
+  texts = [*given, *read_texts(arguments.input, "prompt")]
   _generate(arguments, changes, texts or [""], "prompt")
 
 
 def infill(arguments: argparse.Namespace, changes: Sequence[str]) -> None:
   """Fills the gaps of texts."""
-  texts = [*arguments.text, *read_texts(arguments.input, "text")]
+  texts = [*given_texts(arguments.text, "text"), *read_texts(arguments.input, "text")]
   if not texts:
     raise UserError('infill: give texts such as "The [MASK:12] sat.", or --input=FILE')
   _generate(arguments, changes, texts, "text")
@@ -34,10 +38,6 @@ def infill(arguments: argparse.Namespace, changes: Sequence[str]) -> None:
 def _generate(
   arguments: argparse.Namespace, changes: Sequence[str], texts: list[str], field: str
 ) -> None:
-  for name in ("num", "batch_size"):
-    if getattr(arguments, name) < 1:
-      flag = name.replace("_", "-")
-      raise UserError(f"--{flag}={getattr(arguments, name)}: must be at least 1")
   stops = _stops(arguments)
   model = load_model(arguments, changes)
   options = with_options(model.config.decode, arguments, _DECODE_OPTIONS)
@@ -54,25 +54,24 @@ def _generate(
     generation = model.generation(batch, arguments.seed, first_row=first)
     if first == 0:  # by now the texts and options are known to be right
       print(model.where(), file=sys.stderr)
+      if arguments.stream and not sys.stdout.isatty():
+        print("--stream: standard output is no terminal; texts follow", file=sys.stderr)
     if arguments.stream and sys.stdout.isatty():
       _watch(generation, stops, [len(t) for t in batch], model.tokenizer)
     results += generation.finish(stops)
-  for number, result in enumerate(results, 1):
-    steps = f"{result['steps']} steps for {len(result['tokens'])} tokens"
-    print(f"--- sample {number} of {len(results)}, {steps}")
-    print(result["text"])
   rows = [{field: text, **result} for text, result in zip(texts, results, strict=True)]
   write_text(arguments.output, "".join(json.dumps(row) + "\n" for row in rows))
+  for number, result in enumerate(results, 1):
+    steps = f"{result['steps']} steps for {len(result['tokens'])} tokens"
+    show(f"--- sample {number} of {len(results)}, {steps}\n{result['text']}")
 
 
 def _stops(arguments: argparse.Namespace):
   """What the --stop options ask for."""
   from set_diffusion_jax.decode import Stops
 
-  if arguments.stop_repeats is not None and arguments.stop_repeats < 2:
-    raise UserError(f"--stop-repeats={arguments.stop_repeats}: must be at least 2")
   return Stops(
-    tuple(arguments.stop or ()),
+    tuple(given_texts(arguments.stop, "--stop")),
     arguments.stop_regex,
     arguments.stop_repeats,
     _window("--stop-confidence", arguments.stop_confidence),
@@ -89,7 +88,7 @@ def _window(flag: str, value: str | None) -> tuple[int, float] | None:
     window = int(size), float(bound)
   except ValueError:
     window = (0, 0.0)
-  if window[0] < 1 or not window[1] > 0:
+  if window[0] < 1 or not 0 < window[1] < math.inf:
     raise UserError(f"{flag}={value}: must be N:X, such as 32:0.5, both above 0")
   return window
 
@@ -98,12 +97,12 @@ def _watch(generation, stops, lengths: list[int], tokenizer) -> None:
   """Shows the texts on the terminal while masks turn into text."""
   height = 0
   for look in generation.run(stops, every=1):
-    size = os.get_terminal_size()
+    size = shutil.get_terminal_size()  # 80 x 24 for a terminal that has no size
     lines = []
     for tokens, length in zip(look.tokens, lengths, strict=True):
       text = tokenizer.decode(tokens[:length], mask="\N{LIGHT SHADE}")
-      lines += textwrap.wrap(text, size.columns - 1) or [""]
-    lines = lines[: size.lines - 1]
+      lines += textwrap.wrap(terminal.shown(text), max(1, size.columns - 1)) or [""]
+    lines = lines[: max(1, size.lines - 1)]
     back = f"\x1b[{height}A" if height else ""
     print(back + "".join(f"\x1b[2K{line}\n" for line in lines), end="", flush=True)
     height = len(lines)

@@ -1,13 +1,13 @@
 """`inspect` and `convert`: what is in a checkpoint, and the way to other formats."""
 
 import argparse
-import json
 from collections.abc import Sequence
 
-from set_diffusion_jax.cli.files import check_output, write
+from set_diffusion_jax.cli.files import check_output, show, write
 from set_diffusion_jax.config import Config
 from set_diffusion_jax.config.files import read_config
 from set_diffusion_jax.errors import UserError
+from set_diffusion_jax.inputs.records import parse_json
 
 
 def convert(arguments: argparse.Namespace) -> None:
@@ -16,16 +16,13 @@ def convert(arguments: argparse.Namespace) -> None:
 
   figures = None
   if arguments.evaluation is not None:
+    where = f"--evaluation={arguments.evaluation}"
     try:
-      figures = json.loads(arguments.evaluation.read_text())
+      figures = parse_json(arguments.evaluation.read_bytes(), where)
     except OSError as error:
-      raise UserError(
-        f"--evaluation={arguments.evaluation}: {error.strerror}"
-      ) from None
-    except ValueError:
-      raise UserError(f"--evaluation={arguments.evaluation}: is not JSON") from None
+      raise UserError(f"{where}: {error.strerror}") from None
     if not isinstance(figures, dict):
-      raise UserError(f"--evaluation={arguments.evaluation}: must be a JSON object")
+      raise UserError(f"{where}: must be a JSON object")
   report = conversion.convert(
     arguments.source,
     arguments.destination,
@@ -33,19 +30,21 @@ def convert(arguments: argparse.Namespace) -> None:
     dtype=arguments.dtype,
     shard_size=round(arguments.shard_size * 10**9),
     verify=arguments.verify,
+    fresh_process=True,
     evaluation=figures,
+    backbone_config=arguments.backbone_config,
   )
-  print(f"{report.direction}: {report.destination}")
+  show(f"{report.direction}: {report.destination}")
   kind = f", {report.weights} weights" if report.weights else ""
-  print(f"{report.parameters:,} parameters, {', '.join(report.dtypes)}{kind}")
+  show(f"{report.parameters:,} parameters, {', '.join(report.dtypes)}{kind}")
   for note in report.notes:
-    print(f"note: {note}")
+    show(f"note: {note}")
   if arguments.verify:
-    print(f"verified: {report.verified} parameters are equal bit by bit")
+    show(f"verified: {report.verified} parameters are equal bit by bit")
     found = "not compared, torch is not installed"
     if report.logits_difference is not None:
       found = f"differ by {report.logits_difference:.1g} of the largest"
-    print(f"logits of PyTorch's own forward pass: {found}")
+    show(f"logits of PyTorch's own forward pass: {found}")
 
 
 def inspect(arguments: argparse.Namespace, configuration: Sequence[str]) -> None:
@@ -55,11 +54,14 @@ def inspect(arguments: argparse.Namespace, configuration: Sequence[str]) -> None
   ) != 1:
     raise UserError("inspect: give a checkpoint, or --mask or --data and --config=FILE")
   if arguments.data:
-    from set_diffusion_jax.cli.batch import show_batch
+    from set_diffusion_jax.cli.batch import batch_figures
 
-    check_output(arguments.output)
-    figures = show_batch(read_config(configuration), arguments.rows)
+    config = read_config(configuration)
+    read = (config.data.train_path, config.data.validation_path, config.data.directory)
+    check_output(arguments.output, inputs=read)
+    figures, plain, coloured = batch_figures(config, arguments.rows)
     write(arguments.output, figures)
+    show(plain, coloured)
     return
   if arguments.mask:
     _inspect_mask(arguments, read_config(configuration))
@@ -68,10 +70,12 @@ def inspect(arguments: argparse.Namespace, configuration: Sequence[str]) -> None
 
   if configuration:
     raise UserError(f"{configuration[0]}: a checkpoint has its own")
-  check_output(arguments.output)
-  description = describe(arguments.checkpoint)
-  print(description_text(description))
+  check_output(arguments.output, inputs=[arguments.checkpoint])
+  description = describe(
+    arguments.checkpoint, backbone_config=arguments.backbone_config
+  )
   write(arguments.output, description)
+  show(description_text(description))
 
 
 def _inspect_mask(arguments: argparse.Namespace, config: Config) -> None:
@@ -90,9 +94,10 @@ def _inspect_mask(arguments: argparse.Namespace, config: Config) -> None:
     index = masks.drawn_index(objective, arguments.length, arguments.seed)
     panels.append((masks.title(one), index))
   if arguments.output is None:
-    print("\n\n".join(f"{title}\n{masks.terminal(i)}" for title, i in panels))
+    show("\n\n".join(f"{title}\n{masks.terminal(i)}" for title, i in panels))
     return
-  if arguments.output.suffix != ".png":
+  check_output(arguments.output)
+  if arguments.output.suffix != ".png" and not arguments.output.exists():
     raise UserError(f"--output={arguments.output}: must end in .png")
   try:
     masks.save(panels, arguments.output)

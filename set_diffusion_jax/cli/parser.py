@@ -1,8 +1,10 @@
 """The arguments of every verb."""
 
 import argparse
-import pathlib
+import difflib
+import re
 
+from set_diffusion_jax.cli.values import number, path, source, whole
 from set_diffusion_jax.config import COMMITS, WEIGHTS
 from set_diffusion_jax.data.zero_shot import ZERO_SHOT
 from set_diffusion_jax.errors import UserError
@@ -30,7 +32,18 @@ class _Parser(argparse.ArgumentParser):
   """One line instead of a usage text for a mistake."""
 
   def error(self, message: str):
+    message = re.sub(r"^argument (?:\S+/)?(\S+): =", r"\1=", message)  # of `values`
     raise UserError(f"{message}; see {self.prog} --help")
+
+  def parse_known_args(self, args=None, namespace=None):
+    """As the base class, but an option that is not known is told with a near one."""
+    found, rest = super().parse_known_args(args, namespace)
+    for word in rest:
+      name = word.split("=")[0]
+      near = difflib.get_close_matches(name, self._option_string_actions, 1)
+      if name.startswith("--") and near:
+        self.error(f"{word} is not an option; did you mean {near[0]}?")
+    return found, rest
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -42,7 +55,7 @@ def make_parser() -> argparse.ArgumentParser:
     return verbs.add_parser(name, help=text, description=text, allow_abbrev=False)
 
   train = verb("train", "Train, or continue, the run of a work directory.")
-  train.add_argument("--workdir", required=True, type=pathlib.Path)
+  train.add_argument("--workdir", required=True, type=path)
   train.add_argument(
     "--profile", action="store_true", help="trace a few steps, to WORKDIR/profile"
   )
@@ -53,7 +66,9 @@ def make_parser() -> argparse.ArgumentParser:
   _evaluate(verb("evaluate", "Held-out likelihood of a checkpoint."))
   sample = verb("sample", "Continue texts with a checkpoint.")
   sample.add_argument("--prompt", action="append", help="may be given several times")
-  sample.add_argument("--length", type=int, help="tokens, prompt and BOS included")
+  sample.add_argument(
+    "--length", type=whole(1, 2**20), help="tokens, prompt and BOS included"
+  )
   _generation(sample, "prompt")
 
   infill = verb("infill", "Fill the gaps of texts with a checkpoint.")
@@ -70,20 +85,24 @@ def make_parser() -> argparse.ArgumentParser:
 
 def _prepare(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
-    "--output", type=pathlib.Path, metavar="DIR", help="a new directory, or to go on in"
+    "--output", type=path, metavar="DIR", help="a new directory, or to go on in"
   )
   parser.add_argument(
     "--text", action="store_true", help="keep text, for data.streaming, not tokens"
   )
   parser.add_argument(
-    "--workers", type=int, help="processes that tokenize; default: one a CPU"
+    "--workers", type=whole(1, 4096), help="processes that tokenize; default: one a CPU"
   )
   parser.add_argument(
-    "--shard-size", type=float, default=32, metavar="MB", help="of text; default: 32"
+    "--shard-size",
+    type=number(0, 1e12),
+    default=32,
+    metavar="MB",
+    help="of text; default: 32",
   )
   parser.add_argument(
     "--check",
-    type=pathlib.Path,
+    type=path,
     metavar="DIR",
     help="instead: compare the SHA-256 of all files of a prepared directory",
   )
@@ -100,18 +119,18 @@ def _job(parser: argparse.ArgumentParser) -> None:
     "several processes", "not needed on TPU pods and under Slurm's srun"
   )
   job.add_argument("--coordinator", metavar="HOST:PORT", help="of process 0")
-  job.add_argument("--processes", type=int, metavar="N", help="how many there are")
-  job.add_argument("--process", type=int, metavar="I", help="this one, from 0")
+  job.add_argument("--processes", type=whole(), metavar="N", help="how many there are")
+  job.add_argument("--process", type=whole(), metavar="I", help="this one, from 0")
   job.add_argument(
     "--meeting-timeout",
-    type=int,
+    type=whole(),
     default=300,
     metavar="SECONDS",
     help="how long to wait for the others; default: 300",
   )
   parser.add_argument(
     "--compilation-cache",
-    type=pathlib.Path,
+    type=path,
     metavar="DIR",
     help="keep compiled programs there from run to run",
   )
@@ -120,21 +139,24 @@ def _job(parser: argparse.ArgumentParser) -> None:
 def _evaluate(parser: argparse.ArgumentParser) -> None:
   _checkpoint(parser)
   _job(parser)
-  parser.add_argument("--draws", type=int, help="orders drawn for each sequence")
-  parser.add_argument("--sequences", type=int, help="only the first ones")
-  parser.add_argument("--batch-size", type=int)
-  parser.add_argument("--seed", type=int, help="of the drawn orders")
+  parser.add_argument("--draws", type=whole(), help="orders drawn for each sequence")
+  parser.add_argument("--sequences", type=whole(), help="only the first ones")
+  parser.add_argument("--batch-size", type=whole())
+  parser.add_argument("--seed", type=whole(), help="of the drawn orders")
   parser.add_argument(
     "--order", help='"left_to_right" or a .npy file of positions: exact log p under it'
   )
   parser.add_argument(
-    "--by", choices=("token",), help="write nats of single tokens to --by-output, too"
+    "--by",
+    choices=("token", "rank"),
+    help="write nats of single tokens, or of the sets in their order, to --by-output",
   )
   parser.add_argument(
     "--by-output",
-    type=pathlib.Path,
+    type=path,
     metavar="FILE.jsonl",
-    help='a line for each sequence: "sequence", "position", "token" (id) and "nats"',
+    help='a line for each sequence: "sequence"; "position" and "token" (id), or "rank" '
+    'and "tokens" (how many); "nats"',
   )
   parser.add_argument(
     "--zero-shot",
@@ -143,7 +165,7 @@ def _evaluate(parser: argparse.ArgumentParser) -> None:
   )
   parser.add_argument(
     "--zero-shot-data",
-    type=pathlib.Path,
+    type=path,
     metavar="DIR",
     help="NAME.txt or NAME.jsonl of each corpus, or where TFDS prepared it",
   )
@@ -151,8 +173,8 @@ def _evaluate(parser: argparse.ArgumentParser) -> None:
 
 
 def _convert(parser: argparse.ArgumentParser) -> None:
-  parser.add_argument("source", type=pathlib.Path, help="any format, detected")
-  parser.add_argument("destination", type=pathlib.Path, help="a new directory")
+  parser.add_argument("source", type=path, help="any format, detected")
+  parser.add_argument("destination", type=path, help="a new directory")
   parser.add_argument(
     "--weights", choices=WEIGHTS, help="default: ema, if there is one"
   )
@@ -160,17 +182,22 @@ def _convert(parser: argparse.ArgumentParser) -> None:
     "--dtype", help="float32, bfloat16 or float16; default: as stored"
   )
   parser.add_argument(
-    "--shard-size", type=float, default=5.0, metavar="GB", help="of safetensors files"
+    "--shard-size",
+    type=number(0, 1e12),
+    default=5.0,
+    metavar="GB",
+    help="of safetensors files",
   )
   parser.add_argument(
     "--verify", action="store_true", help="read the result again, compare every bit"
   )
   parser.add_argument(
     "--evaluation",
-    type=pathlib.Path,
+    type=path,
     metavar="FILE.json",
     help="figures for the model card, as evaluate --output wrote them",
   )
+  _backbone_config(parser)
 
 
 def _plan(parser: argparse.ArgumentParser) -> None:
@@ -179,32 +206,33 @@ def _plan(parser: argparse.ArgumentParser) -> None:
     required=True,
     help="v4:4x4x4, v5e:16x16, v5p:4x4x4, v6e:16x16, or gpu:h100x64 and the like",
   )
-  parser.add_argument("--slices", type=int, default=1, help="TPU slices of --topology")
+  parser.add_argument(
+    "--slices", type=whole(), default=1, help="TPU slices of --topology"
+  )
   parser.add_argument(
     "--vocabulary-size",
-    type=int,
+    type=whole(2, 2**31 - 1),
     metavar="N",
     help="ids, [MASK] included; default: those of data.tokenizer",
   )
-  parser.add_argument("--json", type=pathlib.Path, metavar="FILE.json")
+  parser.add_argument("--json", type=path, metavar="FILE.json")
   parser.epilog = _CONFIG_HELP
 
 
 def _inspect(parser: argparse.ArgumentParser) -> None:
-  parser.add_argument(
-    "checkpoint", nargs="?", type=pathlib.Path, help="any supported format"
-  )
+  parser.add_argument("checkpoint", nargs="?", type=path, help="any supported format")
+  _backbone_config(parser)
   parser.add_argument("--mask", action="store_true", help="draw the mask of --config")
   parser.add_argument("--data", action="store_true", help="show a batch of --config")
-  parser.add_argument("--rows", type=int, default=3, help="of that batch to print")
-  parser.add_argument("--length", type=int, default=16, help="positions to draw")
-  parser.add_argument("--seed", type=int, default=0, help="of the drawn order")
+  parser.add_argument("--rows", type=whole(0), default=3, help="of that batch to print")
+  parser.add_argument("--length", type=whole(), default=16, help="positions to draw")
+  parser.add_argument("--seed", type=whole(), default=0, help="of the drawn order")
   parser.add_argument(
     "--methods", help="comma-separated, side by side; default: the configuration's"
   )
   parser.add_argument(
     "--output",
-    type=pathlib.Path,
+    type=path,
     help="JSON file, or with --mask a PNG (needs matplotlib); else: terminal",
   )
   parser.epilog = _CONFIG_HELP
@@ -215,27 +243,36 @@ def _generation(parser: argparse.ArgumentParser, field: str) -> None:
   _checkpoint(parser)
   parser.add_argument(
     "--input",
+    type=source,
     metavar="FILE",
     help=f'texts, one a line, or JSON lines with "{field}"; - for standard input',
   )
-  parser.add_argument("--num", type=int, default=1, help="samples of each text")
   parser.add_argument(
-    "--batch-size", type=int, default=64, help="texts at once; changes no result"
+    "--num", type=whole(1, 10**6), default=1, help="samples of each text"
   )
-  parser.add_argument("--seed", type=int, default=0)
+  parser.add_argument(
+    "--batch-size", type=whole(1), default=64, help="texts at once; changes no result"
+  )
+  parser.add_argument("--seed", type=whole(), default=0)
   parser.add_argument("--commit", choices=COMMITS)
-  parser.add_argument("--tokens-per-step", type=float)
-  parser.add_argument("--threshold", type=float, help="commit what is so likely, too")
-  parser.add_argument("--window", type=int, help="candidates of a step")
+  parser.add_argument("--tokens-per-step", type=number())
   parser.add_argument(
-    "--drafts", type=int, help="speculative decoding of sets: tokens drafted at once"
+    "--threshold", type=number(), help="commit what is so likely, too"
   )
-  parser.add_argument("--temperature", type=float, help="0: the likeliest token")
-  parser.add_argument("--top-k", type=int)
-  parser.add_argument("--top-p", type=float)
+  parser.add_argument("--window", type=whole(), help="candidates of a step")
+  parser.add_argument(
+    "--drafts",
+    type=whole(),
+    help="speculative decoding of sets: tokens drafted at once",
+  )
+  parser.add_argument("--temperature", type=number(), help="0: the likeliest token")
+  parser.add_argument("--top-k", type=whole())
+  parser.add_argument("--top-p", type=number())
   parser.add_argument("--stop", action="append", help="ends a text; several times")
   parser.add_argument("--stop-regex", help="ends a text where it matches")
-  parser.add_argument("--stop-repeats", type=int, help="so many equal tokens end it")
+  parser.add_argument(
+    "--stop-repeats", type=whole(2), help="so many equal tokens end it"
+  )
   parser.add_argument(
     "--stop-confidence", metavar="N:P", help="N tokens less likely than P on average"
   )
@@ -250,8 +287,18 @@ def _checkpoint(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     "--checkpoint",
     required=True,
-    type=pathlib.Path,
+    type=path,
     help="a work directory, one of its checkpoints/STEP, or a PyTorch-format directory",
   )
   parser.add_argument("--weights", choices=WEIGHTS, help="default: ema")
-  parser.add_argument("--output", type=pathlib.Path, help="JSON file for the figures")
+  _backbone_config(parser)
+  parser.add_argument("--output", type=path, help="JSON file for the figures")
+
+
+def _backbone_config(parser: argparse.ArgumentParser) -> None:
+  parser.add_argument(
+    "--backbone-config",
+    type=path,
+    metavar="FILE.json",
+    help="Qwen3's own configuration, of a published directory with an unknown one",
+  )

@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Sequence
 
-from set_diffusion_jax.cli.files import check_output, write
+from set_diffusion_jax.cli.files import check_output, show, write
 from set_diffusion_jax.config import Config
 from set_diffusion_jax.config.files import read_config
 from set_diffusion_jax.data import Vocabulary, load_tokenizer
@@ -24,8 +24,8 @@ def plan(arguments: argparse.Namespace, configuration: Sequence[str]) -> int:
   check_output(arguments.json, "--json")
   jax.config.update("jax_platforms", "cpu")  # no device of this machine is needed
   found = make_plan(config, topology, vocabulary)
-  print(found.text())
   write(arguments.json, {**found.to_dict(), "config": config.to_dict()}, "--json")
+  show(found.text())
   return FITS if found.fits else DOES_NOT_FIT
 
 

@@ -5,8 +5,10 @@ import contextlib
 import pathlib
 from collections.abc import Sequence
 
+from set_diffusion_jax.cli.files import show
 from set_diffusion_jax.config.files import read_config
 from set_diffusion_jax.errors import UserError
+from set_diffusion_jax.inputs.text import Found
 
 
 def prepare(arguments: argparse.Namespace, configuration: Sequence[str]) -> None:
@@ -18,10 +20,6 @@ def prepare(arguments: argparse.Namespace, configuration: Sequence[str]) -> None
     return
   if arguments.output is None:
     raise UserError("--output: must name a directory")
-  if arguments.workers is not None and arguments.workers < 1:
-    raise UserError(f"--workers={arguments.workers}: must be at least 1")
-  if arguments.shard_size <= 0:
-    raise UserError(f"--shard-size={arguments.shard_size:g}: must be above 0")
   config = read_config(configuration).data
 
   from set_diffusion_jax import data
@@ -42,7 +40,7 @@ def prepare(arguments: argparse.Namespace, configuration: Sequence[str]) -> None
       shard=max(1, round(arguments.shard_size * 10**6)),
       begin=begin,
     )
-  print(summary(arguments.output, manifest))
+  show(summary(arguments.output, manifest))
 
 
 def summary(folder: pathlib.Path, manifest: dict) -> str:
@@ -58,6 +56,9 @@ def summary(folder: pathlib.Path, manifest: dict) -> str:
       f"{side:11} {entry['documents']:,} documents, {tokens}"
       f"{entry['text_bytes']:,} bytes of text, {len(entry['shards'])} shards"
     )
+  for source in manifest["source_files"]:
+    if said := Found.of(source).line():
+      lines.append(f"read        {source['file']}: {said}")
   stored = sum(entry["bytes"] for entry in manifest["files"].values())
   return "\n".join([*lines, f"on disk     {stored:,} bytes"])
 
@@ -70,5 +71,5 @@ def _check(folder: pathlib.Path) -> None:
   total = sum(entry["bytes"] for entry in found.manifest["files"].values())
   with Progress(total, 0, "check", "B") as progress:
     found.check(progress.advance)
-  print(summary(folder, found.manifest))
-  print(f"checked     {len(found.manifest['files'])} files, all are whole")
+  show(summary(folder, found.manifest))
+  show(f"checked     {len(found.manifest['files'])} files, all are whole")

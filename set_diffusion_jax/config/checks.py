@@ -75,6 +75,10 @@ class _Require:
     """Of a dotted name."""
     return functools.reduce(getattr, name.split("."), self._config)
 
+  def flat(self) -> dict:
+    """Every field by its dotted name."""
+    return self._config.flat()
+
   def __call__(self, holds: bool, name: str, right: str) -> None:
     if not holds:
       raise UserError(f"{name} = {json.dumps(self.value(name))}: must be {right}")
@@ -120,8 +124,10 @@ def _check_fields(require: _Require) -> None:
     require(require.value(name) >= 1, name, "at least 1")
   for name in "train.keep_best optimizer.warmup_steps train.seed evaluate.seed".split():
     require(require.value(name) >= 0, name, "0 or more")
-  for name in ("train.seed", "evaluate.seed"):
-    require(require.value(name) < 2**31, name, "below 2**31")
+  for name, value in require.flat().items():
+    if type(value) is int:
+      bits = 32 if name.endswith(".seed") else 31
+      require(value < 2**bits, name, f"below 2**{bits}")
 
 
 def _check_model(require: _Require, model: ModelConfig) -> None:

@@ -22,6 +22,7 @@ from set_diffusion_jax.config.groups import (
 from set_diffusion_jax.config.model import ModelConfig
 from set_diffusion_jax.config.noise import CorruptionConfig, LossConfig
 from set_diffusion_jax.errors import UserError
+from set_diffusion_jax.inputs.paths import expanded
 
 # What a resumed run may change: groups and fields. Text is compared by its content
 # (the data fingerprint), so its path may change too.
@@ -54,7 +55,7 @@ class Config:
   @classmethod
   def from_dict(cls, settings: Mapping) -> "Config":
     """Builds and checks a configuration; UserError names the first wrong field."""
-    config = build(cls, settings, "")
+    config = _expanded(build(cls, settings, ""))
     check(config)
     return config
 
@@ -89,6 +90,20 @@ class Config:
       for name, value in fields.items() if isinstance(fields, dict) else [("", fields)]:
         flat[f"{group}.{name}".rstrip(".")] = value
     return flat
+
+
+def _expanded(config: Config) -> Config:
+  """The same, where `~` at the start of a path is replaced."""
+  paths = ("train_path", "validation_path", "directory", "tokenizer")
+  given = {name: getattr(config.data, name) for name in paths}
+  full = {name: expanded(text) for name, text in given.items() if text is not None}
+  order, start = config.evaluate.order, config.init_from
+  return dataclasses.replace(
+    config,
+    data=dataclasses.replace(config.data, **full),
+    evaluate=dataclasses.replace(config.evaluate, order=expanded(order)),
+    init_from=None if start is None else expanded(start),
+  )
 
 
 def default_config() -> ml_collections.ConfigDict:

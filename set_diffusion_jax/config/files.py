@@ -11,6 +11,7 @@ from ml_collections import ConfigDict, config_flags
 
 from set_diffusion_jax.config.experiment import Config, check_field
 from set_diffusion_jax.errors import UserError
+from set_diffusion_jax.inputs.paths import expanded
 
 _CONFIG = "--config="
 
@@ -28,7 +29,7 @@ def find(name: str) -> pathlib.Path:
   Raises:
     UserError: there is none, or there are both.
   """
-  file, known = pathlib.Path(name), names()
+  file, known = pathlib.Path(expanded(name)), names()
   if name in known and file.is_file():
     raise UserError(
       f"{_CONFIG}{name}: is a file here and the name of a configuration; give ./{name} "
@@ -55,6 +56,8 @@ def read_config(arguments: Sequence[str]) -> Config:
   if not given:
     raise UserError("--config: must name a configuration, as --config=FILE or NAME")
   name, colon, values = given.partition(":")
+  if colon and pathlib.Path(expanded(given)).is_file():  # the colon is of its name
+    name, colon, values = given, "", ""
   file, changes = find(name), [a for a in arguments if not a.startswith(_CONFIG)]
   changed_fields(changes)
   try:

@@ -7,15 +7,20 @@ from collections.abc import Mapping
 import numpy as np
 
 from set_diffusion_jax.config import WEIGHTS
-from set_diffusion_jax.convert.destination import fresh_directory
-from set_diffusion_jax.convert.source import open_source
+from set_diffusion_jax.convert.destination import (
+  fresh_directory,
+  removed_unless_right,
+)
+from set_diffusion_jax.convert.source import check_outside, open_source
 from set_diffusion_jax.convert.tensors import WEIGHT_DTYPES
 from set_diffusion_jax.convert.to_orbax import write_orbax
 from set_diffusion_jax.convert.to_pytorch import write_pytorch
 from set_diffusion_jax.convert.transfer import Cast
-from set_diffusion_jax.convert.verify import verify_logits, verify_result
+from set_diffusion_jax.convert.verify import verify_apart, verify_here
 from set_diffusion_jax.data import JsonTokenizer, restore_tokenizer
 from set_diffusion_jax.errors import UserError
+from set_diffusion_jax.inputs.paths import given
+from set_diffusion_jax.numerics import settled
 
 SHARD_SIZE = 5 * 10**9  # bytes, as Transformers shards
 
@@ -47,6 +52,7 @@ class Report:
   logits_difference: float | None
 
 
+@settled()
 def convert(
   source: str | pathlib.Path,
   destination: str | pathlib.Path,
@@ -55,7 +61,9 @@ def convert(
   dtype: str | None = None,
   shard_size: int = SHARD_SIZE,
   verify: bool = False,
+  fresh_process: bool = False,
   evaluation: Mapping | None = None,
+  backbone_config: str | pathlib.Path | None = None,
 ) -> Report:
   """Converts a checkpoint; the direction follows from the source.
 
@@ -68,10 +76,14 @@ def convert(
     weights: "ema" or "raw" of a source that has both; None: EMA.
     dtype: "float32", "bfloat16" or "float16" for all parameters; None: as stored.
     shard_size: bytes of values in a file, when writing safetensors.
-    verify: reads the result again and compares every value bit by bit; where torch is
-      installed, also compares logits with a forward pass of PyTorch, which takes both
-      models in memory.
+    verify: reads the result again, by the path that was given, and compares every
+      value bit by bit; where torch is installed, also compares logits with a forward
+      pass of PyTorch, which takes both models in memory. A result that differs is
+      removed.
+    fresh_process: verifies in a process of its own, which has nothing but the files.
     evaluation: figures for the model card, as `evaluate --output` writes them.
+    backbone_config: a Qwen3 configuration of Transformers, for a published directory
+      that names its Qwen3 by a name that is not known here.
 
   Raises:
     UserError: a source or a destination that cannot be used, in one line.
@@ -82,8 +94,9 @@ def convert(
     raise UserError(f"--weights={weights}: must be one of {', '.join(WEIGHTS)}")
   if shard_size < 1:
     raise UserError(f"--shard-size={shard_size}: must be at least 1 byte")
-  source, destination = pathlib.Path(source), pathlib.Path(destination)
-  opened = open_source(source, weights)
+  source, destination = given(source), given(destination)
+  opened = open_source(source, weights, backbone_config)
+  check_outside(opened, destination)
   if opened.tokenizer == JsonTokenizer.name:
     restore_tokenizer(opened.described)  # damaged: refused before anything is written
   cast = Cast(opened, dtype)
@@ -93,10 +106,10 @@ def convert(
       write_pytorch(opened, cast, fresh, shard_size, evaluation)
     else:
       write_orbax(opened, cast, fresh)
-    if verify:
-      result = open_source(fresh)
-      verified = verify_result(opened, cast, result)
-      difference = verify_logits(result if opened.format == "orbax" else opened)
+  if verify:
+    run = verify_apart if fresh_process else verify_here
+    with removed_unless_right(destination):
+      verified, difference = run(source, destination, weights, dtype, backbone_config)
   return Report(
     source=source,
     destination=destination,

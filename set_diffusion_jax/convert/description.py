@@ -6,15 +6,21 @@ import pathlib
 from set_diffusion_jax.convert.published import meaning
 from set_diffusion_jax.convert.source import open_source
 from set_diffusion_jax.data import count, facts, restore_tokenizer
+from set_diffusion_jax.inputs.paths import given
 from set_diffusion_jax.version import changes
 
 
-def describe(path: str | pathlib.Path, weights: str | None = None) -> dict:
+def describe(
+  path: str | pathlib.Path,
+  weights: str | None = None,
+  backbone_config: str | pathlib.Path | None = None,
+) -> dict:
   """A checkpoint's parameters and settings as plain JSON values.
 
   Args:
     path: anything that `convert` reads.
     weights: "ema" or "raw" of a checkpoint that has both; None: EMA.
+    backbone_config: as `convert` takes it.
 
   Returns:
     "format", "weights" (null: not said), "step", "parameters" (path, shape and dtype of
@@ -24,7 +30,7 @@ def describe(path: str | pathlib.Path, weights: str | None = None) -> dict:
   Raises:
     UserError: not a checkpoint, or damaged.
   """
-  source = open_source(pathlib.Path(path), weights)
+  source = open_source(given(path), weights, backbone_config)
   tokenizer = restore_tokenizer(source.described)
   rows = [
     {

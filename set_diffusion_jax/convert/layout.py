@@ -7,6 +7,7 @@ are flattened. Canonical names are the published ones without their prefixes.
 
 import dataclasses
 import math
+import pathlib
 import re
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -14,6 +15,8 @@ from typing import NamedTuple
 import numpy as np
 
 from set_diffusion_jax.config import ModelConfig
+from set_diffusion_jax.errors import UserError
+from set_diffusion_jax.inputs.names import shown
 
 NOISE_FEATURES = 256  # of the embedded noise level, the input of the adaLN condition
 PIECE_BYTES = 32 * 2**20  # what is read, converted and written at a time
@@ -218,3 +221,33 @@ def inverse_frequencies(head_size: int, base: float) -> np.ndarray:
   exponent = np.arange(0, head_size, 2, dtype=np.float32) / np.float32(head_size)
   power = np.power(float(base), exponent.astype(np.float64)).astype(np.float32)
   return np.float32(1) / power
+
+
+def check_frequencies(values: np.ndarray, model: ModelConfig, where: str) -> None:
+  """UserError unless stored rotary frequencies are those that are used here.
+
+  Args:
+    values: [Dh / 2], as they are stored; narrow dtypes may be off by their rounding.
+    model: whose heads and base they must belong to.
+    where: names the file in messages.
+  """
+  right = inverse_frequencies(model.head_width, model.rotary_base)
+  tolerance = 1e-6 if values.dtype == np.float32 else 1e-2
+  if not np.allclose(values.astype(np.float32), right, rtol=tolerance, atol=0):
+    few = lambda values: ", ".join(f"{v:.6g}" for v in values[:3].astype(float))
+    raise UserError(
+      f"{where}: {FREQUENCIES} is {list(values.shape)} [{few(values)}]; must be "
+      f"{list(right.shape)} [{few(right)}]: base {model.rotary_base:g}, "
+      f"{model.heads} heads"
+    )
+
+
+def same_names(path: pathlib.Path, found: set[str], wanted: set[str]) -> None:
+  """UserError that names one tensor too many or too few."""
+  missing, extra = sorted(wanted - found), sorted(found - wanted)
+  if missing:
+    more = f" and {len(missing) - 1} more" if missing[1:] else ""
+    raise UserError(f"{path}: {missing[0]} is missing{more}")
+  if extra:
+    more = f" and {len(extra) - 1} more" if extra[1:] else ""
+    raise UserError(f"{path}: {shown(extra[0])}{more}: is no parameter of this model")

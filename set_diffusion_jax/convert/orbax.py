@@ -7,21 +7,27 @@ written here directly, and a test restores with Orbax what this module wrote.
 
 import itertools
 import json
+import math
 import os
 import pathlib
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import tensorstore as ts
 
-from set_diffusion_jax.checkpoint import FORMAT_VERSION
-from set_diffusion_jax.convert.layout import Parameter, Piece
+from set_diffusion_jax.checkpoint import FORMAT_VERSION, check_version
+from set_diffusion_jax.convert.layout import Parameter, Piece, same_names
 from set_diffusion_jax.convert.tensors import WEIGHT_DTYPES, read_json
 from set_diffusion_jax.errors import UserError
+from set_diffusion_jax.inputs.names import check_tree, shown
+from set_diffusion_jax.inputs.paths import Opened
 
 _TREE = "_METADATA"
+# A step's parameters may take so many times the bytes of its files, as zeros shrink to
+# next to nothing, and in any case these bytes.
+_MOST_ZEROS, _SMALL = 100, 64 * 2**20
 _DICT_KEY = 2  # Orbax's number for a key of a dict
 _HANDLERS = "orbax.checkpoint._src.handlers."
 # What tensorstore raises for damaged files, bad descriptions and full disks.
@@ -29,17 +35,25 @@ _ERRORS = (ValueError, OSError, RuntimeError, NotImplementedError)
 
 
 class Reader:
-  """The parameters of a checkpoint's `state`, under "params" or "ema"."""
+  """The parameters of a checkpoint's `state`, under "params" or "ema".
+
+  Raises:
+    UserError: damaged, of another format version, or with links out of the step.
+  """
 
   def __init__(self, step: pathlib.Path, kind: str | None):
-    self._state = step / "state"
+    self._step, self._state = step, step / "state"
+    self._bytes = check_tree(step)
+    try:
+      self._opened = Opened(self._state)
+    except OSError as error:
+      raise UserError(f"{self._state}: {error.strerror}") from None
     self.meta = read_json(step / "meta" / "metadata")
-    version = self.meta.get("format_version")
-    if version != FORMAT_VERSION:
-      raise UserError(
-        f"{step}: format version {version}, this code reads {FORMAT_VERSION}"
-      )
-    tree = read_json(self._state / _TREE)
+    check_version(self.meta, str(step))
+    try:
+      tree = read_json(self._state / _TREE)
+    except UserError as error:
+      raise UserError(f"{step}: is damaged or incomplete ({error})") from None
     self._driver = "zarr3" if tree.get("use_zarr3") else "zarr"
     self._ocdbt = bool(tree.get("use_ocdbt"))
     stored = _paths(self._state / _TREE, tree)
@@ -59,13 +73,32 @@ class Reader:
     """Of the parameters, as "blocks/qkv/kernel"."""
     return set(self._names)
 
-  def shape(self, path: str) -> tuple[int, ...]:
-    """Of a parameter."""
-    return tuple(self._array(path).shape)
+  def check(self, parameters: Sequence[Parameter]) -> dict[str, np.dtype]:
+    """The stored dtype of each parameter; nothing but descriptions is read.
 
-  def dtype(self, path: str) -> np.dtype:
-    """Of a parameter's stored values."""
-    return self._array(path).dtype.numpy_dtype
+    Raises:
+      UserError: the step has other parameters or shapes, or describes more values than
+        its files can hold.
+    """
+    same_names(self._step, self.paths, {parameter.path for parameter in parameters})
+    dtypes, claimed = {}, 0
+    for parameter in parameters:
+      path, wanted = parameter.path, parameter.shape
+      array = self._array(path)
+      if tuple(array.shape) != wanted:
+        found = list(array.shape)
+        raise UserError(f"{self._step}: {path} is {found}, must be {list(wanted)}")
+      dtypes[path] = weight_dtype(f"{self._step}: {path}", array.dtype.numpy_dtype)
+      chunk = array.chunk_layout.read_chunk.shape
+      if any(c > max(1, n) for c, n in zip(chunk, wanted, strict=True)):
+        raise UserError(f"{self._step}: {path} is stored in parts of {list(chunk)}")
+      claimed += math.prod(wanted) * dtypes[path].itemsize
+    if claimed > _MOST_ZEROS * self._bytes + _SMALL:
+      raise UserError(
+        f"{self._step}: describes parameters of {claimed} bytes in files of "
+        f"{self._bytes}"
+      )
+    return dtypes
 
   def read(self, parameter: Parameter, piece: Piece) -> np.ndarray:
     """A piece of a parameter; UserError if its bytes are damaged or missing.
@@ -95,7 +128,7 @@ class Reader:
     """An open array that keeps up to `kept` decoded bytes."""
     spec = {
       "driver": self._driver,
-      "kvstore": _kvstore(self._state, self._names[path], self._ocdbt),
+      "kvstore": _kvstore(self._opened.path, self._names[path], self._ocdbt),
       "fill_missing_data_reads": False,
       "context": {"cache_pool": {"total_bytes_limit": kept}},
     }
@@ -134,16 +167,21 @@ def _paths(file: pathlib.Path, tree: Mapping) -> list[tuple[str, ...]]:
   try:
     entries = tree["tree_metadata"].values()
     keys = [[key["key"] for key in entry["key_metadata"]] for entry in entries]
-    return [tuple(map(str, path)) for path in keys]
   except (KeyError, TypeError, AttributeError):
     raise UserError(f"{file}: is damaged, it names no parameters") from None
+  for path in keys:
+    for key in path:
+      if type(key) not in (str, int) or "/" in str(key):
+        raise UserError(f"{file}: '{shown(key)}' is no name of a parameter")
+  return [tuple(map(str, path)) for path in keys if path]
 
 
 def _kvstore(state: pathlib.Path, name: str, ocdbt: bool) -> dict:
-  base = f"file://{state.absolute()}/"
+  """A parameter in a folder, given by a path and not by a URL, which is no literal."""
   if ocdbt:
+    base = {"driver": "file", "path": f"{state}/"}
     return {"driver": "ocdbt", "base": base, "path": f"{name}/"}
-  return {"driver": "file", "path": f"{state.absolute()}/{name}/"}
+  return {"driver": "file", "path": f"{state}/{name}/"}
 
 
 class Writer:
@@ -152,6 +190,7 @@ class Writer:
   def __init__(self, step: pathlib.Path):
     self._step, self._state = step, step / "state"
     self._state.mkdir(parents=True)
+    self._opened = Opened(self._state)
     self._entries: dict[str, dict] = {}
     self._array = None
 
@@ -160,7 +199,7 @@ class Writer:
     path = ("params", *parameter.path.split("/"))
     spec = {
       "driver": "zarr",
-      "kvstore": _kvstore(self._state, ".".join(path), ocdbt=True),
+      "kvstore": _kvstore(self._opened.path, ".".join(path), ocdbt=True),
       "metadata": {
         "shape": list(parameter.shape),
         "chunks": list(parameter.piece_shape),

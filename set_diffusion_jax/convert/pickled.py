@@ -1,16 +1,10 @@
 """PyTorch's zip files without PyTorch: tensors and plain containers, nothing else.
 
-A pickle is a program. Here every name that it asks for is looked up in the tables
-below, and none of them runs code of the file or of an installed package: a tensor
-becomes a `Tensor` (where its bytes are), an object of a listed class of plain data
-becomes an empty `Skipped`, and any other name is refused.
+A tensor becomes a `Tensor` (where its bytes are), an object of a listed class of plain
+data becomes an empty `Skipped`, and any other name is refused; see program.py.
 """
 
-import collections
-import io
 import pathlib
-import pickle
-import pickletools
 import re
 import struct
 import zipfile
@@ -18,10 +12,23 @@ from typing import NamedTuple
 
 import numpy as np
 
+from set_diffusion_jax.convert import program
 from set_diffusion_jax.convert.tensors import WEIGHT_DTYPES, Tensor, row_major
 from set_diffusion_jax.errors import UserError
+from set_diffusion_jax.inputs.names import shown
+from set_diffusion_jax.inputs.sizes import LARGEST, check_shape, check_view
 
 _LARGEST_PICKLE = 64 * 2**20  # names, shapes and settings; values are elsewhere
+_LARGEST_DIRECTORY = 16 * 2**20  # bytes; of some 100,000 storages
+# What zipfile raises for damaged, encrypted or unknown archives.
+_ERRORS = (
+  zipfile.BadZipFile,
+  EOFError,
+  NotImplementedError,
+  RuntimeError,
+  ValueError,
+  struct.error,
+)
 
 _STORAGES = {
   "DoubleStorage": np.dtype(np.float64),
@@ -37,28 +44,6 @@ _STORAGES = {
 }
 
 
-class Skipped:
-  """Stands where a listed object of plain data was; it holds nothing."""
-
-  def __new__(cls, *arguments, **keywords):
-    return object.__new__(cls)
-
-  def __init__(self, *arguments, **keywords):
-    pass
-
-  def __setstate__(self, state):
-    pass
-
-  def __setitem__(self, key, value):
-    pass
-
-  def append(self, value):
-    """Takes an element, as a pickle gives it, and drops it."""
-
-  def extend(self, values):
-    """Takes elements and drops them."""
-
-
 # What training checkpoints hold beside the weights: times, states of numpy, settings
 # and tokenizers. None of it is needed and none of it is built.
 _SKIPPED = {
@@ -68,7 +53,8 @@ _SKIPPED = {
   "numpy.core.multiarray": ("_reconstruct", "scalar"),
   "numpy._core.multiarray": ("_reconstruct", "scalar"),
   "_codecs": ("encode",),
-  "torch": ("device",),
+  "torch": ("device", "Tensor"),
+  "torch.nn.parameter": ("Parameter",),
   "typing": ("Any",),
   "omegaconf.base": ("ContainerMetadata", "Metadata"),
   "omegaconf.dictconfig": ("DictConfig",),
@@ -84,12 +70,18 @@ _SKIPPED = {
 _TOKENIZERS = re.compile(
   r"tokenizers(\..+)?|transformers\.(models\.\w+\.)?tokenization_\w+"
 )
-_BUILTINS = {"set": set, "frozenset": frozenset, "complex": complex}
-# Types that settings name without making one.
-_NAMED_TYPES = ("dict", "list", "tuple", "int", "float", "str", "bool", "bytes")
+# Types that settings name, and values that hold no weights.
+_PLAIN_TYPES = (
+  "dict list tuple int float str bool bytes bytearray set frozenset complex".split()
+)
 _TORCH_DTYPES = (
   "float64 float32 bfloat16 float16 int64 int32 int16 int8 uint8 bool".split()
 )
+# Names that stand for themselves.
+_VALUES = {
+  **{f"{m} {name}": name for m in ("torch", "torch.storage") for name in _STORAGES},
+  **{f"torch {name}": f"torch.{name}" for name in _TORCH_DTYPES},
+}
 
 
 class _Storage(NamedTuple):
@@ -101,21 +93,29 @@ class _Storage(NamedTuple):
 
 
 class Archive:
-  """An open PyTorch zip file."""
+  """An open PyTorch zip file.
+
+  Raises:
+    UserError: it is no such file, damaged, or has two members of one name.
+  """
 
   def __init__(self, path: pathlib.Path):
     self.path = path
     self._zip = _open(path)
-    self._members = {info.filename: info for info in self._zip.infolist()}
+    self._members: dict[str, zipfile.ZipInfo] = {}
+    for info in self._zip.infolist():
+      if info.filename in self._members:
+        name = shown(info.filename)
+        raise UserError(f"{path}: {name} is twice in the archive; must be once")
+      self._members[info.filename] = info
     pickles = [name for name in self._members if name.endswith("/data.pkl")]
     if len(pickles) != 1:
-      raise UserError(f"{path}: is no PyTorch file, it has no data.pkl")
+      found = "no data.pkl" if not pickles else f"{len(pickles)} data.pkl"
+      raise UserError(f"{path}: is no PyTorch file, it has {found}")
     self._prefix = pickles[0].removesuffix("data.pkl")
     order = self._prefix + "byteorder"
-    if order in self._members:
-      little = self._stored(order).file_size == len("little")
-      if not little or self._zip.read(order) != b"little":
-        raise UserError(f"{path}: byteorder must be little")
+    if order in self._members and self._content(order, 16) != b"little":
+      raise UserError(f"{path}: byteorder must be little")
 
   def load(self):
     """The pickled object, with `Tensor` where tensors are.
@@ -123,142 +123,112 @@ class Archive:
     Raises:
       UserError: damaged, or it asks for something that is not allowed.
     """
-    name = self._prefix + "data.pkl"
-    self._stored(name)
-    if self._members[name].file_size > _LARGEST_PICKLE:
-      raise UserError(f"{self.path}: data.pkl is above {_LARGEST_PICKLE} bytes")
+    content = self._content(self._prefix + "data.pkl", _LARGEST_PICKLE)
+    calls = {
+      "torch._utils _rebuild_tensor_v2": self._tensor,
+      "torch._utils _rebuild_tensor": self._tensor,
+      "torch._utils _rebuild_parameter": _first,
+      "torch._utils _rebuild_parameter_with_state": _first,
+      "torch._tensor _rebuild_from_type_v2": self._from_type,
+      "torch Size": _size,
+      "collections OrderedDict": program.ordered,
+      "collections defaultdict": lambda *_: {},
+    }
     try:
-      program = self._zip.read(name)
-      _check_sizes(program)
-      return _Reader(io.BytesIO(program), self).load()
+      return program.follow(
+        content, program.Names(_VALUES, calls, _is_skipped), self._persistent
+      )
+    except program.Refused as refused:
+      raise UserError(
+        f"{self.path}: asks for {refused}, which is refused; only tensors and plain "
+        "containers are read"
+      ) from None
     except UserError:
       raise
     except Exception as error:  # whatever a damaged or hostile program runs into
-      reason = f"{type(error).__name__}: {error}".splitlines()[0]
+      reason = shown(f"{type(error).__name__}: {error}")
       raise UserError(f"{self.path}: the pickle is damaged ({reason})") from None
 
-  def storage(self, kind, key, elements) -> _Storage:
-    """A persistent id's storage; UserError if the archive does not hold it all."""
+  def _persistent(self, identity) -> _Storage:
+    """The storage of a persistent id; UserError if the archive does not hold it all."""
+    plain = isinstance(identity, tuple) and len(identity) == 5
+    if not plain or identity[0] != "storage":
+      raise UserError(f"{self.path}: a persistent id that is no storage is refused")
+    _, kind, key, _, elements = identity
+    if not isinstance(kind, str) or kind not in _STORAGES:
+      raise UserError(f"{self.path}: a storage of {shown(kind)} is refused")
+    if type(elements) is not int or not isinstance(key, str):
+      raise UserError(f"{self.path}: storage {shown(key)} is damaged")
     info = self._stored(f"{self._prefix}data/{key}")
-    if kind not in _STORAGES or type(elements) is not int:
-      raise UserError(f"{self.path}: storage {key} is damaged")
     dtype = _STORAGES[kind]
     if info.file_size != elements * dtype.itemsize:
       raise UserError(
-        f"{self.path}: storage {key} has {info.file_size} bytes, {elements} of "
-        f"{dtype.name} need {elements * dtype.itemsize}"
+        f"{self.path}: storage {shown(key)} has {info.file_size} bytes, "
+        f"{shown(str(elements), 40)} of {dtype.name} need {dtype.itemsize} each"
       )
     return _Storage(dtype, self._data_offset(info), elements)
 
+  def _content(self, name: str, largest: int) -> bytes:
+    """All bytes of a member; UserError if there are more than `largest`."""
+    info = self._stored(name)
+    if info.file_size > largest:
+      raise UserError(f"{self.path}: {shown(name)} is above {largest} bytes")
+    self._data_offset(info)
+    try:
+      return self._zip.read(name)
+    except _ERRORS as error:
+      reason = shown(str(error) or type(error).__name__)
+      raise UserError(f"{self.path}: {shown(name)} is damaged ({reason})") from None
+    except OSError as error:
+      raise UserError(f"{self.path}: {error.strerror}") from None
+
   def _stored(self, name: str) -> zipfile.ZipInfo:
     if name not in self._members:
-      raise UserError(f"{self.path}: {name} is missing in the archive")
+      raise UserError(f"{self.path}: {shown(name)} is missing in the archive")
     info = self._members[name]
     if info.compress_type != zipfile.ZIP_STORED:
-      raise UserError(f"{self.path}: {name} is compressed; PyTorch stores it plainly")
+      where = f"{self.path}: {shown(name)}"
+      raise UserError(f"{where} is compressed; PyTorch stores it plainly")
+    if info.compress_size != info.file_size or info.flag_bits & 1:
+      raise UserError(f"{self.path}: {shown(name)} is damaged, or encrypted")
     return info
 
   def _data_offset(self, info: zipfile.ZipInfo) -> int:
-    """Where a member's bytes start: after its local header, name and extra field."""
+    """Where a member's bytes start: after its local header, name and extra field.
+
+    The local header must say what the directory says: other readers follow the one or
+    the other. Sizes of zero there mean that they follow the data.
+    """
     with self.path.open("rb") as file:
       file.seek(info.header_offset)
       header = file.read(30)
-    if len(header) != 30 or header[:4] != b"PK\x03\x04":
-      raise UserError(f"{self.path}: {info.filename} is damaged")
-    name, extra = struct.unpack("<HH", header[26:30])
+      if len(header) != 30 or header[:4] != b"PK\x03\x04":
+        raise UserError(f"{self.path}: {shown(info.filename)} is damaged")
+      method, packed, size, name, extra = struct.unpack("<8xH8xIIHH", header)
+      encoding = "utf-8" if info.flag_bits & 0x800 else "cp437"
+      spelled = file.read(name).decode(encoding, "replace")
+    known = {0, 2**32 - 1, info.file_size}
+    if method or {packed, size} - known or spelled != info.orig_filename:
+      where = f"{self.path}: {shown(info.filename)}"
+      raise UserError(f"{where} differs between the directory and its own header")
     offset = info.header_offset + 30 + name + extra
     if offset + info.file_size > self.path.stat().st_size:
-      raise UserError(f"{self.path}: is truncated inside {info.filename}")
+      raise UserError(f"{self.path}: is truncated inside {shown(info.filename)}")
     return offset
 
-
-def _check_sizes(program: bytes) -> None:
-  """ValueError for a program that asks for memory that its own length cannot justify.
-
-  The interpreter makes room for a number in the memo, or for a string's length, before
-  it looks whether there are that many.
-  """
-  for operation, argument, _ in pickletools.genops(program):
-    if operation.name in ("PUT", "BINPUT", "LONG_BINPUT") and argument > len(program):
-      raise ValueError(f"memo {argument} in {len(program)} bytes")
-
-
-def _open(path: pathlib.Path) -> zipfile.ZipFile:
-  try:
-    with path.open("rb") as file:
-      magic = file.read(4)
-    if magic[:1] == b"\x80":
-      raise UserError(
-        f"{path}: is in PyTorch's format from before 1.6; load and save it again "
-        "with a newer PyTorch"
-      )
-    return zipfile.ZipFile(path)
-  except OSError as error:
-    raise UserError(f"{path}: {error.strerror}") from None
-  except (zipfile.BadZipFile, ValueError, struct.error):
-    kind = "is truncated" if magic == b"PK\x03\x04" else "is no PyTorch file"
-    raise UserError(f"{path}: {kind}") from None
-
-
-class _Reader(pickle.Unpickler):
-  """Follows a pickle with the tables of this module only."""
-
-  def __init__(self, file, archive: Archive):
-    super().__init__(file, encoding="utf-8")
-    self._archive = archive
-    self._rebuilders = {
-      ("torch._utils", "_rebuild_tensor_v2"): self._tensor,
-      ("torch._utils", "_rebuild_tensor"): self._tensor,
-      ("torch._utils", "_rebuild_parameter"): _first,
-      ("torch._utils", "_rebuild_parameter_with_state"): _first,
-      ("torch._tensor", "_rebuild_from_type_v2"): self._from_type,
-      ("torch", "Size"): tuple,
-      ("torch", "Tensor"): Skipped,
-      ("torch.nn.parameter", "Parameter"): Skipped,
-      ("collections", "OrderedDict"): collections.OrderedDict,
-      ("collections", "defaultdict"): _empty_dict,
-    }
-
-  def find_class(self, module: str, name: str):
-    """What a name stands for; UserError for every name that is not listed."""
-    if (module, name) in self._rebuilders:
-      return self._rebuilders[module, name]
-    if module in ("torch", "torch.storage") and name in _STORAGES:
-      return name
-    if module == "torch" and name in _TORCH_DTYPES:
-      return f"torch.{name}"
-    if name in _SKIPPED.get(module, ()) or _TOKENIZERS.fullmatch(module):
-      return Skipped
-    if module in ("builtins", "__builtin__"):
-      if name in _BUILTINS:
-        return _BUILTINS[name]
-      if name in _NAMED_TYPES:
-        return Skipped
-    raise UserError(
-      f"{self._archive.path}: asks for {module}.{name}, which is refused; only tensors "
-      "and plain containers are read"
-    )
-
-  def persistent_load(self, identity):
-    """The storage of a persistent id."""
-    kind, *rest = identity
-    if kind != "storage" or len(rest) != 4:
-      raise UserError(f"{self._archive.path}: persistent id {kind!r} is refused")
-    storage, key, _, elements = rest
-    return self._archive.storage(storage, key, elements)
-
   def _tensor(self, storage, offset, shape, strides, *_) -> Tensor:
-    """A tensor of a storage; UserError if it reaches out of it."""
-    shape, strides = tuple(shape), tuple(strides)
-    numbers = (offset, *shape, *strides)
-    plain = all(type(n) is int and n >= 0 for n in numbers)
-    if not isinstance(storage, _Storage) or len(shape) != len(strides) or not plain:
-      raise UserError(f"{self._archive.path}: a tensor's description is damaged")
-    last = offset + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
-    if 0 not in shape and last >= storage.elements:
-      raise UserError(f"{self._archive.path}: a tensor reaches out of its storage")
+    """A tensor of a storage; UserError if it reaches out of it or is larger."""
+    where = f"{self.path}: a tensor's description is damaged"
+    if not isinstance(storage, _Storage):
+      raise UserError(where)
+    shape, steps = check_shape(shape, where), (offset, *strides)
+    plain = all(type(n) is int and 0 <= n <= LARGEST for n in steps)
+    if not plain or len(shape) != len(strides):
+      raise UserError(where)
+    strides = tuple(strides)
+    check_view(shape, strides, offset, storage.elements, str(self.path))
     return Tensor(
-      self._archive.path,
+      self.path,
       storage.dtype,
       shape,
       storage.offset + offset * storage.dtype.itemsize,
@@ -267,14 +237,59 @@ class _Reader(pickle.Unpickler):
 
   def _from_type(self, function, kind, arguments, state) -> Tensor:
     """A tensor that carries attributes, which are dropped."""
-    if function != self._tensor:
-      raise UserError(f"{self._archive.path}: a tensor of another kind is refused")
+    if getattr(function, "make", None) != self._tensor:
+      raise UserError(f"{self.path}: a tensor of another kind is refused")
     return self._tensor(*arguments)
+
+
+def _open(path: pathlib.Path) -> zipfile.ZipFile:
+  try:
+    with path.open("rb") as file:
+      magic = file.read(4)
+      size = _directory_size(file)
+    if magic[:1] == b"\x80":
+      raise UserError(
+        f"{path}: is in PyTorch's format from before 1.6; load and save it again "
+        "with a newer PyTorch"
+      )
+    if size > _LARGEST_DIRECTORY:
+      raise UserError(
+        f"{path}: its directory has {size} bytes, must have at most "
+        f"{_LARGEST_DIRECTORY}"
+      )
+    return zipfile.ZipFile(path)
+  except OSError as error:
+    raise UserError(f"{path}: {error.strerror}") from None
+  except _ERRORS:
+    kind = "is truncated" if magic == b"PK\x03\x04" else "is no PyTorch file"
+    raise UserError(f"{path}: {kind}") from None
+
+
+def _directory_size(file) -> int:
+  """Bytes of an archive's directory, as its end says; 0 where there is none."""
+  length = file.seek(0, 2)
+  file.seek(max(0, length - 2**16 - 100))
+  end = file.read()
+  found = end.rfind(b"PK\x05\x06")
+  if found < 0 or len(end) < found + 16:
+    return 0
+  size = struct.unpack_from("<I", end, found + 12)[0]
+  # Of large archives it stands in a record and a pointer to it before the end.
+  if found >= 76 and end[found - 20 : found - 16] == b"PK\x06\x07":
+    size = max(size, struct.unpack_from("<Q", end, found - 76 + 40)[0])
+  return size
+
+
+def _is_skipped(module: str, name: str) -> bool:
+  """Whether a name is one of plain data that is not needed."""
+  if module in ("builtins", "__builtin__"):
+    return name in _PLAIN_TYPES
+  return name in _SKIPPED.get(module, ()) or bool(_TOKENIZERS.fullmatch(module))
 
 
 def _first(value, *_):
   return value
 
 
-def _empty_dict(*_) -> dict:
-  return {}
+def _size(numbers) -> tuple:
+  return check_shape(numbers, "torch.Size")

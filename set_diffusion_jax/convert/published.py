@@ -5,8 +5,9 @@ import math
 from collections.abc import Mapping
 
 from set_diffusion_jax.config import Config, MethodConfig, ModelConfig
-from set_diffusion_jax.convert.settings import DIT_BASE, DIT_EPSILON
-from set_diffusion_jax.convert.source import QWEN3_FOLDER, Source
+from set_diffusion_jax.convert import dit
+from set_diffusion_jax.convert.qwen3 import BACKBONE_CONFIG
+from set_diffusion_jax.convert.source import Source
 from set_diffusion_jax.data import Vocabulary
 from set_diffusion_jax.errors import UserError
 from set_diffusion_jax.version import VERSION
@@ -22,8 +23,16 @@ _NOISES = {
 }
 
 
-def published_config(config: Config, vocabulary: Vocabulary, dtype: str) -> dict:
+def published_config(
+  config: Config, vocabulary: Vocabulary, dtype: str, used_ids: int | None = None
+) -> dict:
   """The `config.json` of weights that were trained here.
+
+  Args:
+    config: how they are used.
+    vocabulary: ids; `size` counts all rows of the embedding.
+    dtype: of the weights.
+    used_ids: rows that stand for a token; None: all.
 
   Raises:
     UserError: a setting that the published code cannot express.
@@ -32,16 +41,17 @@ def published_config(config: Config, vocabulary: Vocabulary, dtype: str) -> dict
   if family is None:
     name = config.method.name
     raise UserError(f"method.name = {name!r}: has no published counterpart")
-  length = config.data.length
+  length, rows = config.data.length, vocabulary.size
+  used = rows if used_ids is None else used_ids
   block = config.method.block_size if family == "BD3LM" else length
-  dit = config.model.backbone == "dit"
+  is_dit = config.model.backbone == "dit"
   ids = {
     f"{kind}_token_id": getattr(vocabulary, kind)
     for kind in ("bos", "eos", "mask", "pad")
   }
   backbone = (
     _dit(config.model, vocabulary.size, length, block, family == "AR")
-    if dit
+    if is_dit
     else _qwen3(config.model)
   )
   values = {
@@ -52,12 +62,13 @@ def published_config(config: Config, vocabulary: Vocabulary, dtype: str) -> dict
     "length": length,
     "model_type": _MODEL_TYPES[family],
     "noise_config": _noise(config, family),
-    "pad_vocab_size_multiple": None,
-    "tokenization_config": {**ids, "vocab_size": vocabulary.size},
+    # Of one multiple, so that the embedding has as many rows.
+    "pad_vocab_size_multiple": rows if is_dit and used < rows else None,
+    "tokenization_config": {**ids, "vocab_size": used},
     "tokenizer_name": None,
     "torch_dtype": dtype,
     "train_on_context": False,
-    "vocab_size": vocabulary.size,
+    "vocab_size": used,
   }
   if family != "AR":
     values["keep_clean_bos"] = config.data.bos
@@ -80,7 +91,7 @@ def published_config(config: Config, vocabulary: Vocabulary, dtype: str) -> dict
 
 
 def _dit(model: ModelConfig, vocab_size: int, length: int, block: int, causal: bool):
-  fixed = {"ffn": 4 * model.width, "norm_epsilon": DIT_EPSILON, "rotary_base": DIT_BASE}
+  fixed = {"ffn": 4 * model.width, "norm_epsilon": dit.EPSILON, "rotary_base": dit.BASE}
   for name, value in fixed.items():
     _require(model, name, value)
   return {
@@ -108,7 +119,7 @@ def _qwen3(model: ModelConfig) -> dict:
     "automodel_cls": "AutoModelForCausalLM",
     "keep_top_layers": False,
     "num_layers": model.layers,
-    "pretrained_model_name_or_path": QWEN3_FOLDER,
+    "pretrained_model_name_or_path": BACKBONE_CONFIG,
     "reinit_model": True,
     "trust_remote_code": True,
     "use_causal_mask": False,

@@ -1,6 +1,7 @@
 """Weights to convert, whatever their format: parameters that can be read in pieces."""
 
 import dataclasses
+import os
 import pathlib
 from collections.abc import Mapping
 
@@ -9,37 +10,31 @@ import numpy as np
 from set_diffusion_jax import workdir
 from set_diffusion_jax.config import Config
 from set_diffusion_jax.convert import layout, orbax
-from set_diffusion_jax.convert.generation import GENERATION, with_generation
+from set_diffusion_jax.convert.directory import read_directory
+from set_diffusion_jax.convert.generation import GENERATION
 from set_diffusion_jax.convert.layout import Parameter, Piece
+from set_diffusion_jax.convert.meta import TOKENIZER_FILES, figures, read_meta
 from set_diffusion_jax.convert.pickled import Archive
-from set_diffusion_jax.convert.settings import Fields, read_settings, with_levels
 from set_diffusion_jax.convert.tensors import (
-  WEIGHT_DTYPES,
   Tensor,
-  read_json,
   read_safetensors,
   read_shards,
 )
 from set_diffusion_jax.convert.tokenizer_files import kind as kind_of
 from set_diffusion_jax.convert.tokenizer_files import read_pieces
-from set_diffusion_jax.convert.training import Weights, read_pickled, weights
+from set_diffusion_jax.convert.training import (
+  Weights,
+  read_pickled,
+  state_dict,
+  weights,
+)
 from set_diffusion_jax.data import Vocabulary
 from set_diffusion_jax.errors import UserError
-from set_diffusion_jax.training.metrics import read_metrics
+from set_diffusion_jax.inputs import names, sizes
+from set_diffusion_jax.inputs.records import parse_json
 
-QWEN3_FOLDER = "qwen3"  # of the plain Qwen3 configuration, in a written directory
 PICKLED = (".bin", ".ckpt", ".pt", ".pth")
-# Travel as text, both ways.
-TOKENIZER_FILES = (
-  "tokenizer.json",
-  "tokenizer_config.json",
-  "special_tokens_map.json",
-  "added_tokens.json",
-  "vocab.json",
-  "vocab.txt",
-  "merges.txt",
-  "chat_template.jinja",
-)
+_LONGEST_ROW = 2**20  # of a metrics file
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,132 +112,127 @@ class Source:
     return tree
 
 
-def open_source(path: pathlib.Path, kind: str | None = None) -> Source:
+def open_source(
+  path: pathlib.Path,
+  kind: str | None = None,
+  backbone_config: str | pathlib.Path | None = None,
+) -> Source:
   """Weights of any supported format, detected.
 
   Args:
     path: a work directory, its `checkpoints/STEP`, a PyTorch-format directory, or a
       file of tensors with its `config.json` beside it.
     kind: "ema" or "raw"; None: EMA where there is a choice.
+    backbone_config: a Qwen3 configuration of Transformers, for a published directory
+      that names its Qwen3 by a name that is not known here.
 
   Raises:
     UserError: not a checkpoint, damaged, or not a model that this project has.
   """
-  if not path.exists():
-    raise UserError(f"{path}: no such file or directory")
+  try:
+    path.stat()
+  except (OSError, ValueError) as error:
+    reason = getattr(error, "strerror", None) or "is no name of a file"
+    reason = reason[:1].lower() + reason[1:]
+    raise UserError(f"{names.shown(str(path), 400)}: {reason}") from None
   step = _step(path)
-  return _orbax(step, kind) if step is not None else _pytorch(path, kind)
+  if step is None:
+    return _pytorch(path, kind, backbone_config)
+  if backbone_config is not None:
+    right = f"left out: {path} is a work directory, which has its own"
+    raise UserError(f"--backbone-config={backbone_config}: must be {right}")
+  return _orbax(step, kind)
+
+
+def check_outside(source: Source, destination: pathlib.Path) -> None:
+  """UserError if a destination would be taken for a part of the source."""
+  if source.format == "pytorch":  # its files have names of their own
+    return
+  place, own = map(os.path.realpath, (destination, source.path.parent))
+  if names.is_inside(place, own):
+    raise UserError(f"{destination}: is inside of {own}; give another directory")
 
 
 def _step(path: pathlib.Path) -> pathlib.Path | None:
   """The directory of an Orbax step, if the path is one or holds some."""
   if path.parent.name == workdir.CHECKPOINTS and path.name.isdigit():
+    if names.step_number(path.name) is None:
+      raise UserError(f"{path}: {path.name} is no number of a step")
     return path
   folder = path / workdir.CHECKPOINTS
   if not folder.is_dir():
     return None
-  steps = [int(entry.name) for entry in folder.iterdir() if entry.name.isdigit()]
-  if not steps:
+  steps = map(names.step_number, os.listdir(folder))
+  newest = max((step for step in steps if step is not None), default=None)
+  if newest is None:
     raise UserError(f"{path}: has no checkpoint yet")
-  return folder / str(max(steps))
+  names.check_link(folder / str(newest), path)
+  return folder / str(newest)
 
 
 def _orbax(step: pathlib.Path, kind: str | None) -> Source:
   reader = orbax.Reader(step, kind)
-  meta = reader.meta
-  try:
-    config = Config.from_dict(_as_trained(meta))
-    tokenizer = meta["tokenizer"]
-    ids = {name: int(tokenizer[name]) for name in Vocabulary.__dataclass_fields__}
-    vocabulary = Vocabulary(**ids)
-  except (KeyError, TypeError, ValueError):
-    raise UserError(f"{step}: its meta names no configuration or tokenizer") from None
-  parameters = layout.parameters(config.model, vocabulary.size)
-  named = {parameter.path: parameter for parameter in parameters}
-  _same_names(step, reader.paths, set(named))
-  dtypes = {}
-  for path, parameter in named.items():
-    if reader.shape(path) != parameter.shape:
-      found = list(reader.shape(path))
-      raise UserError(f"{step}: {path} is {found}, must be {list(parameter.shape)}")
-    dtypes[path] = orbax.weight_dtype(f"{step}: {path}", reader.dtype(path))
-  source = meta.get("source") or {}
+  meta = read_meta(reader.meta, str(step))
+  parameters = layout.parameters(meta.config.model, meta.vocabulary.size)
+  dtypes = reader.check(parameters)
   return Source(
     path=step,
     format="orbax",
-    config=config,
-    vocabulary=vocabulary,
-    used_ids=tokenizer.get("used_ids", vocabulary.size),
-    kind=reader.kind or source.get("weights"),
+    config=meta.config,
+    vocabulary=meta.vocabulary,
+    used_ids=meta.used_ids,
+    kind=reader.kind or meta.weights,
     step=int(step.name),
     parameters=parameters,
     dtypes=dtypes,
     reader=reader,
-    buffers=_stored_buffers(meta.get("buffers") or {}),
-    published=meta.get("published"),
-    qwen3=meta.get("qwen3"),
-    files={**(tokenizer.get("files") or {}), **(meta.get("files") or {})},
-    tokenizer=tokenizer["name"],
-    evaluation=meta.get("evaluation") or _evaluation(step),
-    notes=list(source.get("notes") or ()),
-    weights_from=meta.get("weights_from"),
-    versions=meta.get("versions") or {},
+    buffers=meta.buffers,
+    published=meta.published,
+    qwen3=meta.qwen3,
+    files=meta.files,
+    tokenizer=meta.tokenizer,
+    evaluation=meta.evaluation or _evaluation(step),
+    notes=meta.notes,
+    weights_from=meta.weights_from,
+    versions=meta.versions,
   )
-
-
-def _as_trained(meta: Mapping) -> dict:
-  """The configuration with the range of noise levels that training ended with."""
-  config, mask = meta["config"], (meta.get("schedule") or {}).get("mask")
-  if mask is None:
-    return config
-  levels = {"t_min": mask["t_min"], "t_max": mask["t_max"]}
-  return {**config, "corruption": {**config["corruption"], **levels}}
-
-
-def _stored_buffers(stored: Mapping) -> dict[str, np.ndarray]:
-  return {
-    name: np.frombuffer(
-      bytes.fromhex(entry["bytes"]), WEIGHT_DTYPES[entry["dtype"]]
-    ).reshape(entry["shape"])
-    for name, entry in stored.items()
-  }
 
 
 def _evaluation(step: pathlib.Path) -> dict | None:
   """The held-out figures that training wrote at this step."""
-  prefix = "validation/"
-  for row in read_metrics(step.parent.parent / "metrics.jsonl"):
-    figures = {name: value for name, value in row.items() if name.startswith(prefix)}
-    if row.get("step") == int(step.name) and figures:
-      return {name.removeprefix(prefix): value for name, value in figures.items()}
+  file, prefix = step.parent.parent / "metrics.jsonl", "validation/"
+  if not file.exists():
+    return None
+  names.part(file, file.parent)
+  with file.open("rb") as lines:
+    while line := lines.readline(_LONGEST_ROW):
+      try:
+        row = parse_json(line, str(file), depth=4, values=_LONGEST_ROW)
+      except UserError:  # a last line that was cut short by a kill, for one
+        continue
+      if isinstance(row, dict) and row.get("step") == int(step.name):
+        found = {n: value for n, value in row.items() if n.startswith(prefix)}
+        if found:
+          found = {n.removeprefix(prefix): value for n, value in found.items()}
+          return figures(found, str(file))
   return None
 
 
-def _pytorch(path: pathlib.Path, kind: str | None) -> Source:
+def _pytorch(path: pathlib.Path, kind: str | None, backbone_config) -> Source:
   folder = path if path.is_dir() else path.parent
   found = _weights(path, kind)
-  file = folder / "config.json"
-  if not file.exists():
-    raise UserError(f"{folder}: has no config.json; the published one is needed")
-  values = read_json(file)
-  values = values.get("hf_config", values)
-  plain = folder / QWEN3_FOLDER / "config.json"
-  qwen3 = read_json(plain) if plain.exists() else None
-  shapes = {name: tensor.shape for name, tensor in found.tensors.items()}
-  settings = with_levels(read_settings(file, values, shapes, qwen3), found.levels)
-  generation = folder / GENERATION
-  if generation.exists():
-    settings = with_generation(settings, Fields(generation, read_json(generation)))
+  files = {
+    name: _text(names.part(folder / name, folder))
+    for name in (*TOKENIZER_FILES, GENERATION)
+    if os.path.lexists(folder / name)
+  }
+  files |= read_pieces(folder)
+  directory = read_directory(folder, found, files, backbone_config)
+  settings, tensors = directory.settings, directory.tensors
   notes = [*settings.notes, *(f"{name}: is left out" for name in found.dropped)]
-  tensors = dict(found.tensors)
   parameters = layout.parameters(settings.config.model, settings.vocabulary.size)
   buffers = _take_buffers(path, tensors, settings.config)
   dtypes = _check_tensors(path, tensors, parameters)
-  files = {
-    name: _text(folder / name)
-    for name in (*TOKENIZER_FILES, GENERATION)
-    if (folder / name).is_file()
-  } | read_pieces(folder)
   return Source(
     path=path,
     format="pytorch",
@@ -255,8 +245,8 @@ def _pytorch(path: pathlib.Path, kind: str | None) -> Source:
     dtypes=dtypes,
     reader=tensors,
     buffers=buffers,
-    published=values,
-    qwen3=qwen3,
+    published=directory.published,
+    qwen3=directory.backbone,
     files=files,
     tokenizer=kind_of(files),
     evaluation=None,
@@ -267,7 +257,8 @@ def _pytorch(path: pathlib.Path, kind: str | None) -> Source:
 
 
 def _weights(path: pathlib.Path, kind: str | None) -> Weights:
-  if path.is_file():
+  if not path.is_dir():
+    names.part(path, path)  # the user has named it: a link may lead anywhere
     if path.suffix in PICKLED:
       return read_pickled(path, kind)
     if path.suffix != ".safetensors":
@@ -276,10 +267,11 @@ def _weights(path: pathlib.Path, kind: str | None) -> Weights:
     return _only_weights(path, read_safetensors(path), kind)
   for name in ("model.safetensors", "pytorch_model.bin"):
     file, index = path / name, path / f"{name}.index.json"
-    if file.exists():
-      return _weights(file, kind)
-    if index.exists():
+    if os.path.lexists(file):
+      return _weights(names.part(file, path), kind)
+    if os.path.lexists(index):
       read = read_safetensors if name.endswith("safetensors") else _state_dict
+      names.part(index, path)
       return _only_weights(path, read_shards(index, read), kind)
   raise UserError(
     f"{path}: is no work directory and holds no model.safetensors, "
@@ -288,10 +280,7 @@ def _weights(path: pathlib.Path, kind: str | None) -> Weights:
 
 
 def _state_dict(path: pathlib.Path) -> Mapping[str, Tensor]:
-  found = Archive(path).load()
-  if not isinstance(found, Mapping):
-    raise UserError(f"{path}: must hold a dict, holds a {type(found).__name__}")
-  return found
+  return state_dict(path, Archive(path).load())
 
 
 def _only_weights(path, tensors: Mapping[str, Tensor], kind: str | None) -> Weights:
@@ -308,31 +297,25 @@ def _take_buffers(path, tensors: dict[str, Tensor], config: Config) -> dict:
   tensor = tensors.pop(layout.FREQUENCIES, None)
   if tensor is None or config.model.backbone != "dit":
     return {}
+  where = f"{path}: {layout.FREQUENCIES}"
+  if tensor.shape != (config.model.head_width // 2,):
+    right = [config.model.head_width // 2]
+    raise UserError(f"{where} is {list(tensor.shape)}; must be {right}")
+  orbax.weight_dtype(where, tensor.dtype)
   values = tensor.read()
-  right = layout.inverse_frequencies(config.model.head_width, config.model.rotary_base)
-  exact = tensor.dtype == np.float32
-  tolerance = 1e-6 if exact else 1e-2
-  if values.shape != right.shape or not np.allclose(
-    values.astype(np.float32), right, rtol=tolerance, atol=0
-  ):
-    raise UserError(
-      f"{path}: {layout.FREQUENCIES} is {list(values.shape)} [{_few(values)}]; must be "
-      f"{list(right.shape)} [{_few(right)}]: base {config.model.rotary_base:g}, "
-      f"{config.model.heads} heads"
-    )
-  orbax.weight_dtype(f"{path}: {layout.FREQUENCIES}", tensor.dtype)
+  layout.check_frequencies(values, config.model, str(path))
   return {layout.FREQUENCIES: values}
-
-
-def _few(values: np.ndarray) -> str:
-  return ", ".join(f"{value:.6g}" for value in values.ravel()[:3].astype(float))
 
 
 def _check_tensors(
   path: pathlib.Path, tensors: Mapping[str, Tensor], parameters: list[Parameter]
 ) -> dict[str, np.dtype]:
   """The dtype of each parameter; UserError for a wrong name, shape or dtype."""
-  _same_names(path, set(tensors), {n for p in parameters for n in p.names()})
+  wanted = sum(p.layers or 1 for p in parameters)
+  if wanted > 100 * len(tensors) + 100:  # and too many to be named one by one
+    raise UserError(f"{path}: has {len(tensors)} tensors, {wanted} are needed")
+  layout.same_names(path, set(tensors), {n for p in parameters for n in p.names()})
+  sizes.check_files(tensors.values())
   dtypes = {}
   for parameter in parameters:
     for name in parameter.names():
@@ -348,17 +331,6 @@ def _check_tensors(
           f"{path}: {name} is {dtype.name}, must be {first} as layer 0 is"
         )
   return dtypes
-
-
-def _same_names(path: pathlib.Path, found: set[str], wanted: set[str]) -> None:
-  """UserError that names one tensor too many or too few."""
-  missing, extra = sorted(wanted - found), sorted(found - wanted)
-  if missing:
-    more = f" and {len(missing) - 1} more" if missing[1:] else ""
-    raise UserError(f"{path}: {missing[0]} is missing{more}")
-  if extra:
-    more = f" and {len(extra) - 1} more" if extra[1:] else ""
-    raise UserError(f"{path}: {extra[0]}{more}: is no parameter of this model")
 
 
 def _text(path: pathlib.Path) -> str:

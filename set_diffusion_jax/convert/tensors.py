@@ -1,6 +1,5 @@
 """Tensors in files: names, shapes and dtypes first, values when asked for."""
 
-import json
 import math
 import pathlib
 import struct
@@ -11,6 +10,9 @@ import ml_dtypes
 import numpy as np
 
 from set_diffusion_jax.errors import UserError
+from set_diffusion_jax.inputs.names import bare_name, part, shown
+from set_diffusion_jax.inputs.records import parse_json
+from set_diffusion_jax.inputs.sizes import check_shape, tensor_name
 
 WEIGHT_DTYPES = {
   "float32": np.dtype(np.float32),
@@ -30,6 +32,8 @@ SAFETENSORS_DTYPES = {
   "BOOL": np.dtype(np.bool_),
 }
 _LARGEST_HEADER = 100 * 2**20  # the limit of the format's own readers
+_HEADER_VALUES = 2**20  # of a header, which has some eight for each tensor
+_LARGEST_JSON = 256 * 2**20  # bytes
 
 
 class Tensor(NamedTuple):
@@ -97,11 +101,12 @@ def read_json(path: pathlib.Path) -> dict:
     UserError: no such file, or it is not a JSON object.
   """
   try:
-    values = json.loads(path.read_text(encoding="utf-8"))
+    size = path.stat().st_size
+    if size > _LARGEST_JSON:
+      raise UserError(f"{path}: has {size} bytes, must have at most {_LARGEST_JSON}")
+    values = parse_json(path.read_bytes(), str(path))
   except OSError as error:
     raise UserError(f"{path}: {error.strerror}") from None
-  except (ValueError, RecursionError) as error:
-    raise UserError(f"{path}: is not JSON ({_first_line(error)})") from None
   if not isinstance(values, dict):
     raise UserError(f"{path}: must hold a JSON object")
   return values
@@ -115,9 +120,10 @@ def read_safetensors(path: pathlib.Path) -> dict[str, Tensor]:
       tensors lay claim to.
   """
   header, start, size = _header(path)
-  header.pop("__metadata__", None)
+  _check_metadata(path, header.pop("__metadata__", {}))
   tensors, ends = {}, []
   for name, entry in header.items():
+    tensor_name(name, str(path))
     dtype, shape, (begin, end) = _entry(path, name, entry)
     wanted = math.prod(shape) * dtype.itemsize
     if end - begin != wanted:
@@ -154,10 +160,8 @@ def _header(path: pathlib.Path) -> tuple[dict, int, int]:
       text = file.read(length)
   except OSError as error:
     raise UserError(f"{path}: {error.strerror}") from None
-  try:
-    header = json.loads(text)
-  except (ValueError, RecursionError):
-    raise UserError(f"{path}: the safetensors header is not JSON") from None
+  where = f"{path}: the safetensors header"
+  header = parse_json(text, where, values=_HEADER_VALUES)
   if not isinstance(header, dict):
     raise UserError(f"{path}: the safetensors header must be a JSON object")
   return header, 8 + length, size
@@ -165,18 +169,27 @@ def _header(path: pathlib.Path) -> tuple[dict, int, int]:
 
 def _entry(path: pathlib.Path, name: str, entry) -> tuple:
   """Checked dtype, shape and offsets of a header's entry."""
-  try:
-    kind, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-    numbers = [*shape, *offsets]
-    plain = all(type(n) is int and n >= 0 for n in numbers) and len(offsets) == 2
-  except (KeyError, TypeError):
-    plain = False
-  if not plain:
+  fields = {"dtype", "shape", "data_offsets"}
+  if not isinstance(entry, dict) or entry.keys() != fields:
     raise UserError(f"{path}: the header's entry of {name} is damaged")
-  if kind not in SAFETENSORS_DTYPES:
+  kind, offsets = entry["dtype"], entry["data_offsets"]
+  plain = isinstance(offsets, list) and len(offsets) == 2
+  if not plain or not all(type(n) is int and n >= 0 for n in offsets):
+    raise UserError(f"{path}: the header's entry of {name} is damaged")
+  if not isinstance(kind, str) or kind not in SAFETENSORS_DTYPES:
     known = ", ".join(SAFETENSORS_DTYPES)
-    raise UserError(f"{path}: {name} has dtype {kind!r}; must be one of {known}")
-  return SAFETENSORS_DTYPES[kind], tuple(shape), tuple(offsets)
+    raise UserError(f"{path}: {name} has dtype '{shown(kind)}'; must be one of {known}")
+  shape = check_shape(
+    entry["shape"], f"{path}: the header's entry of {name} is damaged"
+  )
+  return SAFETENSORS_DTYPES[kind], shape, tuple(offsets)
+
+
+def _check_metadata(path: pathlib.Path, found: object) -> None:
+  """UserError unless the header's notes are texts by name, as the format says."""
+  texts = isinstance(found, dict) and all(isinstance(v, str) for v in found.values())
+  if not texts and found is not None:
+    raise UserError(f"{path}: __metadata__ of the header must be texts by name")
 
 
 def read_shards(
@@ -195,22 +208,17 @@ def read_shards(
   weight_map = read_json(index).get("weight_map")
   if not isinstance(weight_map, Mapping) or not weight_map:
     raise UserError(f"{index}: weight_map must name the file of each tensor")
-  files = sorted(set(map(str, weight_map.values())))
-  for file in files:
-    if pathlib.PurePath(file).name != file:
-      raise UserError(f"{index}: {file!r} must be a file in the same directory")
-    if not (index.parent / file).is_file():
-      raise UserError(f"{index}: {file!r}: No such file")
+  promised: dict[str, set[str]] = {}
+  for name, file in weight_map.items():
+    where = f"{index}: weight_map of {shown(name)}"
+    promised.setdefault(bare_name(file, where), set()).add(name)
+  for file in promised:
+    part(index.parent / file, index.parent)
   tensors = {}
-  for file in files:
+  for file in sorted(promised):
     found = read(index.parent / file)
-    promised = {name for name, where in weight_map.items() if where == file}
-    for name in sorted(promised ^ found.keys()):
-      where = "the index" if name in promised else f"{file}"
-      raise UserError(f"{index}: {name} is only in {where}; must be in both")
+    for name in sorted(promised[file] ^ found.keys()):
+      where = "the index" if name in promised[file] else f"{file}"
+      raise UserError(f"{index}: {shown(name)} is only in {where}; must be in both")
     tensors.update(found)
   return tensors
-
-
-def _first_line(error: Exception) -> str:
-  return (str(error) or type(error).__name__).splitlines()[0]

@@ -16,8 +16,9 @@ from set_diffusion_jax.convert.published import (
   qwen3_config,
   write_json,
 )
+from set_diffusion_jax.convert.qwen3 import BACKBONE_CONFIG, Backbone
 from set_diffusion_jax.convert.settings import read_settings
-from set_diffusion_jax.convert.source import QWEN3_FOLDER, Source
+from set_diffusion_jax.convert.source import Source
 from set_diffusion_jax.convert.tensors import WEIGHT_DTYPES
 from set_diffusion_jax.convert.tokenizer_files import write_file
 from set_diffusion_jax.convert.torch_directory import Planned, SafetensorsWriter
@@ -59,8 +60,7 @@ def write_pytorch(
       writer.write(layout.published(name, backbone), 0, array)
   (fresh / "config.json").write_text(write_json(values))
   if qwen3 is not None:
-    (fresh / QWEN3_FOLDER).mkdir()
-    (fresh / QWEN3_FOLDER / "config.json").write_text(write_json(qwen3))
+    (fresh / BACKBONE_CONFIG).write_text(write_json(qwen3))
   files = dict(source.files)
   here = source.published is None  # trained here, so that no file came with them
   if here and source.config.method.record.published == "SetDLM":
@@ -68,7 +68,8 @@ def write_pytorch(
   for name, text in files.items():
     write_file(fresh, name, text)
   card = model_card(source, ", ".join(names), evaluation or source.evaluation)
-  (fresh / "README.md").write_text(card, encoding="utf-8")
+  name = "backslashreplace"  # a path in it need not be UTF-8
+  (fresh / "README.md").write_text(card, encoding="utf-8", errors=name)
 
 
 def _buffers(source: Source, dtype: str) -> dict[str, np.ndarray]:
@@ -85,7 +86,7 @@ def _settings(source: Source, cast: Cast, dtype: str) -> tuple[dict, dict | None
   if source.published is not None and _still_holds(source):
     return cast.settings(source.published), cast.settings(source.qwen3)
   config, vocabulary = source.config, source.vocabulary
-  values = published_config(config, vocabulary, dtype)
+  values = published_config(config, vocabulary, dtype, source.used_ids)
   if config.model.backbone == "dit":
     return values, None
   return values, qwen3_config(config.model, vocabulary, config.data.length, dtype)
@@ -96,8 +97,9 @@ def _still_holds(source: Source) -> bool:
   shapes = {name: p.tensor_shape for p in source.parameters for name in p.names()}
   if "backbone_config" not in source.published:
     return False
+  backbone = None if source.qwen3 is None else Backbone(source.path, source.qwen3)
   try:
-    read = read_settings(source.path, source.published, shapes, source.qwen3)
+    read = read_settings(source.path, source.published, shapes, backbone)
   except UserError:
     return False
   same = _identity(read.config) == _identity(source.config)

@@ -6,12 +6,14 @@ base64, and is a file of its own in a directory.
 
 import base64
 import binascii
+import os
 import pathlib
 from collections.abc import Mapping
 
 from set_diffusion_jax.data import IdTokenizer, JsonTokenizer, PieceTokenizer
 from set_diffusion_jax.data.pieces import FILE, STORED
 from set_diffusion_jax.errors import UserError
+from set_diffusion_jax.inputs import names
 from set_diffusion_jax.inputs.pieces import check_pieces
 
 
@@ -21,10 +23,10 @@ def read_pieces(folder: pathlib.Path) -> dict[str, str]:
   UserError if it is damaged.
   """
   path = folder / FILE
-  if not path.is_file():
+  if not os.path.lexists(path):
     return {}
   try:
-    model = path.read_bytes()
+    model = names.part(path, folder).read_bytes()
   except OSError as error:
     raise UserError(f"{path}: {error.strerror}") from None
   check_pieces(model, str(path))

@@ -5,14 +5,16 @@ parameters. Composer (`.pt`): `state.model`, and an algorithm's `ema_model` by n
 Anything else must be a state dict itself, name -> tensor.
 """
 
+import math
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from set_diffusion_jax.convert.layout import BUFFERS, canonical
 from set_diffusion_jax.convert.pickled import Archive
 from set_diffusion_jax.convert.tensors import Tensor
 from set_diffusion_jax.errors import UserError
+from set_diffusion_jax.inputs.sizes import tensor_name
 
 _RANGE = ("sampling_eps_min", "sampling_eps_max")
 
@@ -39,7 +41,7 @@ def read_pickled(path: pathlib.Path, kind: str | None) -> Weights:
   if not isinstance(root, Mapping):
     raise UserError(f"{path}: must hold a dict, holds a {type(root).__name__}")
   if isinstance(root.get("state_dict"), Mapping):
-    raw, ema = root["state_dict"], root.get("ema")
+    raw, ema = state_dict(path, root["state_dict"]), root.get("ema")
     if isinstance(ema, Mapping) and "shadow_params" in ema:
       shadow = ema["shadow_params"]
       averages = _in_parameter_order(path, raw, shadow) if kind != "raw" else {}
@@ -47,19 +49,34 @@ def read_pickled(path: pathlib.Path, kind: str | None) -> Weights:
       averages = None
   elif isinstance(root.get("state"), Mapping):
     raw = root["state"].get("model")
-    averages = _composer_average(root["state"].get("algorithms"))
+    averages = _composer_average(path, root["state"].get("algorithms"))
   else:
     raw, averages = root.get("model", root), None
   if not isinstance(raw, Mapping) or not raw:
     raise UserError(f"{path}: holds no state dict")
   if kind == "ema" and averages is None:
     raise UserError(f"{path}: --weights=ema: the file has no EMA; give raw")
-  chosen = dict(raw)
+  raw = chosen = state_dict(path, raw)
   if averages is not None and kind != "raw":
     kind, chosen = "ema", _replaced(path, raw, averages)
   else:
     kind = "raw" if averages is not None else kind
   return weights(path, chosen, kind, {name: root.get(name) for name in _RANGE})
+
+
+def state_dict(path: pathlib.Path, found: object) -> dict[str, Tensor]:
+  """Tensors by name, as a pickle holds them.
+
+  Raises:
+    UserError: it is something else, or a name or a tensor is.
+  """
+  if not isinstance(found, Mapping):
+    raise UserError(f"{path}: must hold a dict, holds a {type(found).__name__}")
+  for name, tensor in found.items():
+    tensor_name(name, str(path))
+    if not isinstance(tensor, Tensor):
+      raise UserError(f"{path}: {name} must be a tensor, is {type(tensor).__name__}")
+  return dict(found)
 
 
 def _replaced(path: pathlib.Path, raw: Mapping, averages: Mapping) -> dict:
@@ -80,13 +97,11 @@ def weights(
   """Tensors under their canonical names, without those that are no weights.
 
   Raises:
-    UserError: two names that mean the same parameter, or a value that is no tensor.
+    UserError: two names that mean the same parameter.
   """
   found, dropped, limits = {}, [], dict(levels or {})
   for name, tensor in named.items():
     short = canonical(name)
-    if not isinstance(tensor, Tensor):
-      raise UserError(f"{path}: {name} must be a tensor, is {type(tensor).__name__}")
     if short in _RANGE:
       limits[short] = tensor
     elif short.rpartition(".")[2] in BUFFERS:
@@ -104,8 +119,9 @@ def _levels(path: pathlib.Path, limits: Mapping) -> tuple[float, float] | None:
   values = [limits.get(name) for name in _RANGE]
   if None in values:
     return None
-  values = [v.read().item() if isinstance(v, Tensor) else v for v in values]
-  if not all(isinstance(v, float | int) for v in values):
+  one = lambda v: isinstance(v, Tensor) and math.prod(v.shape) == 1
+  values = [v.read().item() if one(v) else v for v in values]
+  if not all(type(v) in (float, int) and abs(v) < 2**31 for v in values):
     raise UserError(f"{path}: {_RANGE[0]} and {_RANGE[1]} must be numbers")
   low, high = (round(float(v), 7) for v in values)  # stored as float32
   return low, high
@@ -119,7 +135,7 @@ def _drop_tied_head(tensors: dict[str, Tensor]) -> None:
 
 
 def _in_parameter_order(
-  path: pathlib.Path, state: Mapping, shadow: Sequence
+  path: pathlib.Path, state: Mapping[str, Tensor], shadow: object
 ) -> dict[str, Tensor]:
   """Names for averages that are stored as a list."""
   names, seen = [], set()
@@ -129,8 +145,9 @@ def _in_parameter_order(
     if not buffer and tensor not in seen:
       names.append(name)
       seen.add(tensor)
-  if not isinstance(shadow, Sequence) or len(shadow) != len(names):
-    count = len(shadow) if isinstance(shadow, Sequence) else "no"
+  listed = isinstance(shadow, list | tuple) and not isinstance(shadow, Tensor)
+  if not listed or len(shadow) != len(names):
+    count = len(shadow) if listed else "no"
     raise UserError(
       f"{path}: ema.shadow_params has {count} tensors, the model {len(names)}"
     )
@@ -138,18 +155,26 @@ def _in_parameter_order(
     if not isinstance(average, Tensor) or average.shape != state[name].shape:
       raise UserError(
         f"{path}: ema.shadow_params do not follow the model's parameters: {name} is "
-        f"{list(state[name].shape)}, its average {list(getattr(average, 'shape', []))}"
+        f"{list(state[name].shape)}, its average {_what(average)}"
       )
   return dict(zip(names, shadow, strict=True))
 
 
-def _composer_average(algorithms) -> dict[str, Tensor] | None:
+def _what(value: object) -> str:
+  """A value in a message: a tensor by its shape, others by their type."""
+  if isinstance(value, Tensor):
+    return str(list(value.shape))
+  return f"a {type(value).__name__}"
+
+
+def _composer_average(path: pathlib.Path, algorithms) -> dict[str, Tensor] | None:
   """The parameters that an algorithm named EMA keeps, if one does."""
-  pairs = algorithms.items() if isinstance(algorithms, Mapping) else algorithms or ()
-  for entry in pairs:
-    name, state = entry if len(entry) == 2 else (None, None)
+  pairs = algorithms.items() if isinstance(algorithms, Mapping) else algorithms
+  for entry in pairs if isinstance(pairs, Iterable) else ():
+    pair = isinstance(entry, list | tuple) and len(entry) == 2
+    name, state = entry if pair else (None, None)
     if name == "EMA" and isinstance(state, Mapping):
       model = state.get("ema_model")
       if isinstance(model, Mapping) and model.get("named_parameters_dict"):
-        return dict(model["named_parameters_dict"])
+        return state_dict(path, model["named_parameters_dict"])
   return None

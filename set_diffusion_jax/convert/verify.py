@@ -1,21 +1,102 @@
 """The proof of a conversion: its result, read again, is what the source holds."""
 
 import importlib.util
+import json
+import os
+import pathlib
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from set_diffusion_jax.convert.source import Source
+from set_diffusion_jax.convert.source import Source, open_source
 from set_diffusion_jax.convert.transfer import Cast
 from set_diffusion_jax.diffusion.index import attends, two_streams
 from set_diffusion_jax.diffusion.order import singletons
 from set_diffusion_jax.errors import UserError
+from set_diffusion_jax.inputs.names import shown
 from set_diffusion_jax.model import build_network
 
 # Of logits that are computed twice in float32: of their largest magnitude.
 TOLERANCE = 1e-3
 _LENGTH = 24  # tokens of each stream
+
+
+_CHILD = "from set_diffusion_jax.convert.verify import child; child()"
+
+
+def verify_here(
+  source: pathlib.Path,
+  destination: pathlib.Path,
+  weights: str | None,
+  dtype: str | None,
+  backbone_config: str | pathlib.Path | None,
+) -> tuple[int, float | None]:
+  """Compares a finished conversion with its source; arguments as `convert` has them.
+
+  Returns:
+    The number of parameters compared, and the difference of logits from PyTorch's,
+    which is None where torch is not installed.
+
+  Raises:
+    UserError: they differ, or the result cannot be read.
+  """
+  opened = open_source(source, weights, backbone_config)
+  result = open_source(destination)
+  compared = verify_result(opened, Cast(opened, dtype), result)
+  return compared, verify_logits(result if opened.format == "orbax" else opened)
+
+
+def verify_apart(
+  source: pathlib.Path,
+  destination: pathlib.Path,
+  weights: str | None,
+  dtype: str | None,
+  backbone_config: str | pathlib.Path | None,
+) -> tuple[int, float | None]:
+  """The same in a fresh process, on the CPU, which has nothing but the paths.
+
+  Raises:
+    UserError: as `verify_here`, or the process ended without a result.
+  """
+  root = str(pathlib.Path(__file__).parents[2])
+  search = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
+  environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+  environment["PYTHONPATH"] = os.pathsep.join(search)
+  given = (source, destination, weights, dtype, backbone_config)
+  arguments = ["" if value is None else str(value) for value in given]
+  # -P: nothing is imported from the directory where the user is.
+  run = subprocess.run(
+    [sys.executable, "-P", "-c", _CHILD, *arguments],
+    env=environment,
+    stdin=subprocess.DEVNULL,
+    capture_output=True,
+  )
+  try:
+    found = json.loads(run.stdout.splitlines()[-1])
+  except (IndexError, ValueError):
+    said = run.stderr.decode(errors="replace").strip().splitlines()
+    why = f" ({shown(said[-1])})" if said else ""
+    raise UserError(
+      f"--verify: the process that reads {destination} ended with code "
+      f"{run.returncode}{why}"
+    ) from None
+  if "error" in found:
+    raise UserError(found["error"])
+  return found["compared"], found["difference"]
+
+
+def child() -> None:
+  """The fresh process of `verify_apart`: its result is a line of JSON."""
+  source, destination, *options = sys.argv[1:]
+  paths = pathlib.Path(source), pathlib.Path(destination)
+  try:
+    compared, difference = verify_here(*paths, *(value or None for value in options))
+    print(json.dumps({"compared": compared, "difference": difference}))
+  except UserError as error:
+    print(json.dumps({"error": str(error)}))
 
 
 def verify_result(source: Source, cast: Cast, result: Source) -> int:

@@ -1,6 +1,7 @@
 """Sequences of one length, cut from a run of documents."""
 
 import dataclasses
+import functools
 import hashlib
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
@@ -10,6 +11,7 @@ import numpy as np
 from set_diffusion_jax.data.text import Text
 from set_diffusion_jax.data.vocabulary import Vocabulary
 
+_PIECE = 2**20  # documents that are counted at a time, an even number
 Examples = dict[str, np.ndarray]  # tokens int32, valid bool and context bool, [B, L]
 
 
@@ -67,6 +69,45 @@ class Span(NamedTuple):
   given: int
 
 
+@dataclasses.dataclass(frozen=True)
+class Dropped:
+  """The text that no sequence holds, because it is beyond the length of one.
+
+  Attributes:
+    tokens: that are in no sequence, EOS of documents included.
+    of_tokens: of the whole text.
+    documents: that are cut off; a prompt and a target are two.
+    of_documents: of the whole text.
+  """
+
+  tokens: int
+  of_tokens: int
+  documents: int
+  of_documents: int
+
+  @classmethod
+  def of(cls, text: Text, most: Sequence[int]) -> "Dropped":
+    """What is left out of documents of which so many tokens are kept, in turn."""
+    tokens = documents = 0
+    for start in range(0, text.documents, _PIECE):
+      before = text.ends[start - 1] if start else 0
+      lengths = np.diff(text.ends[start : start + _PIECE], prepend=before)
+      lengths = lengths + (text.eos is not None)
+      over = np.maximum(lengths - np.resize(most, len(lengths)), 0)
+      tokens, documents = tokens + int(over.sum()), documents + int((over > 0).sum())
+    return cls(tokens, text.tokens, documents, text.documents)
+
+  def __str__(self) -> str:
+    shares = (
+      f"{part:,} of {whole:,} {name} ({part / max(whole, 1):.1%})"
+      for part, whole, name in (
+        (self.tokens, self.of_tokens, "tokens"),
+        (self.documents, self.of_documents, "documents"),
+      )
+    )
+    return ", in ".join(shares)
+
+
 class Cut(Protocol):
   """Which span of a text each sequence is."""
 
@@ -75,6 +116,9 @@ class Cut(Protocol):
   @property
   def name(self) -> str:
     """Equal for equal cuts of the same text."""
+
+  def dropped(self) -> Dropped | None:
+    """What is in no sequence; None where a cut drops nothing by its nature."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,6 +137,9 @@ class Windows:
   def name(self) -> str:
     return f"windows of {self.width}, {self.stride} apart"
 
+  def dropped(self) -> None:
+    return None
+
   def __len__(self) -> int:
     if not self.tokens:
       return 0
@@ -109,6 +156,9 @@ class Sentences:
 
   def __init__(self, text: Text, width: int):
     self._text, self._width, self.name = text, width, f"documents up to {width}"
+
+  def dropped(self) -> Dropped:
+    return Dropped.of(self._text, [self._width])
 
   def __len__(self) -> int:
     return len(self._text.nonempty)
@@ -130,6 +180,9 @@ class Prompts:
     self._text, self._most = text, (half - frame.bos, half)
     self.name = f"pairs up to {half} and {half}"
 
+  def dropped(self) -> Dropped:
+    return Dropped.of(self._text, self._most)
+
   def __len__(self) -> int:
     return self._text.documents // 2
 
@@ -141,10 +194,21 @@ class Prompts:
 
 
 class Blocks:
-  """Sequences of L slots cut from a text; see `Frame.fill` for what is in them."""
+  """Sequences of L slots cut from a text; see `Frame.fill` for what is in them.
+
+  Attributes:
+    text: what they are cut from.
+    notes: lines about what reading has changed in the text and what the cut drops.
+  """
 
   def __init__(self, text: Text, cut: Cut, frame: Frame):
     self.text, self._cut, self._frame = text, cut, frame
+    self.notes: tuple[str, ...] = ()
+
+  @functools.cached_property
+  def dropped(self) -> Dropped | None:
+    """The text that no sequence holds; None where every token is in one."""
+    return self._cut.dropped()
 
   @classmethod
   def wrapped(cls, text: Text, frame: Frame, stride: int | None = None) -> "Blocks":

@@ -30,10 +30,25 @@ class Rule(NamedTuple):
     return text
 
 
+class _Inside(Rule):
+  """A rule of `_inside`, in a time that grows with the text and not with its cube."""
+
+  def __call__(self, text: str) -> str:
+    left, right = self.replacement[0], self.replacement[-1]
+    parts, place = [], 0
+    while True:
+      start = text.find(left, place)
+      end = text.find(right, start + 1) if start >= 0 else -1
+      if end < 0:
+        return "".join([*parts, text[place:]])
+      parts += [text[place:start], left, text[start + 1 : end].strip(), right]
+      place = end + 1
+
+
 def _inside(left: str, right: str, inner: str) -> Rule:
   """Takes the spaces off the inner sides of a pair of marks."""
   pattern = rf"{re.escape(left)}\s*({inner}*?)\s*{re.escape(right)}"
-  return Rule(pattern, rf"{left}\1{right}", True)
+  return _Inside(pattern, rf"{left}\1{right}", True)
 
 
 def _spaced(left: str, right: str, inner: str) -> Rule:
@@ -97,8 +112,16 @@ _LM1B = (
   Rule("\N{POUND SIGN} ", "\N{POUND SIGN}"),
 )
 
+
+class _Strip(Rule):
+  """What the pattern does, in a time that grows with the text and not its square."""
+
+  def __call__(self, text: str) -> str:
+    return text.strip()
+
+
 # Data sets of one sentence a line come without the line's ends.
-_STRIP = Rule(r"\A\s+|\s+\Z", "", True)
+_STRIP = _Strip(r"\A\s+|\s+\Z", "", True)
 
 _LAMBADA = (
   Rule("\N{LEFT DOUBLE QUOTATION MARK}", '"'),

@@ -1,5 +1,6 @@
 """A corpus as a configuration names it, and iterators over its batches."""
 
+import dataclasses
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -8,11 +9,15 @@ import numpy as np
 
 from set_diffusion_jax.config import DataConfig
 from set_diffusion_jax.data.blocks import Blocks, Examples, Frame
-from set_diffusion_jax.data.sources import Source, TfdsTexts, finished
+from set_diffusion_jax.data.sources import Source, finished
 from set_diffusion_jax.data.stream import Stream
 from set_diffusion_jax.data.text import Text, Tokens
+from set_diffusion_jax.data.tfds import TfdsTexts
 from set_diffusion_jax.data.tokenizer import Tokenizer, cpus, load_tokenizer
 from set_diffusion_jax.errors import UserError
+
+# Facts of a fingerprint that follow from the others; runs of before do not have them.
+FIGURES = ("train_cut_off", "validation_cut_off")
 
 
 class Corpus(NamedTuple):
@@ -22,6 +27,11 @@ class Corpus(NamedTuple):
   train: Blocks | Stream
   validation: Blocks
   fingerprint: dict  # equal fingerprints mean equal training and validation sequences
+
+  @property
+  def notes(self) -> tuple[str, ...]:
+    """Lines about what reading has changed in the text, and what the cut drops."""
+    return tuple(dict.fromkeys([*self.train.notes, *self.validation.notes]))
 
 
 def load(config: DataConfig, processes: int = 1) -> Corpus:
@@ -39,10 +49,9 @@ def load(config: DataConfig, processes: int = 1) -> Corpus:
   if config.streaming:
     train, facts = _stream(source, tokenizer, processes)
   else:
-    train = _cut(config, "training", _text(source, "train", tokenizer), tokenizer)
-    facts = {"train_sequences": len(train)}
-  held_out = _text(source, "validation", tokenizer)
-  validation = _cut(config, "held-out", held_out, tokenizer)
+    train = _blocks(source, "train", tokenizer)
+    facts = {"train_sequences": len(train), **_facts("train", train)}
+  validation = _blocks(source, "validation", tokenizer)
   fingerprint = {
     "source": config.source,
     "tokenizer": {k: v for k, v in tokenizer.describe().items() if k != "files"},
@@ -50,6 +59,7 @@ def load(config: DataConfig, processes: int = 1) -> Corpus:
     "train_sha256": train.digest,
     "validation_sequences": len(validation),
     "validation_sha256": validation.digest,
+    **_facts("validation", validation),
   }
   return Corpus(tokenizer, train, validation, fingerprint)
 
@@ -64,8 +74,30 @@ def load_validation(
     tokenizer: what the model was trained with.
     stride: see `Windows`.
   """
-  text = _text(Source(config), "validation", tokenizer)
-  return _cut(config, "held-out", text, tokenizer, stride)
+  return _blocks(Source(config), "validation", tokenizer, stride)
+
+
+_SIDES = {"train": "training", "validation": "held-out"}
+
+
+def _blocks(source: Source, side: str, tokenizer: Tokenizer, stride=None) -> Blocks:
+  """The sequences of a side, with what there is to say about them."""
+  text = _text(source, side, tokenizer)
+  blocks = _cut(source.config, _SIDES[side], text, tokenizer, stride)
+  notes = source.notes(side)
+  if blocks.dropped and blocks.dropped.tokens:
+    notes.append(
+      f"{_SIDES[side]} text: {blocks.dropped} are cut off, being beyond "
+      f"data.length = {source.config.length}"
+    )
+  blocks.notes = tuple(notes)
+  return blocks
+
+
+def _facts(side: str, blocks: Blocks) -> dict:
+  """What a cut drops, for the fingerprint; see `FIGURES`."""
+  dropped = blocks.dropped
+  return {f"{side}_cut_off": dataclasses.asdict(dropped)} if dropped else {}
 
 
 def _text(source: Source, side: str, tokenizer: Tokenizer) -> Text:

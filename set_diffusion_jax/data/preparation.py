@@ -18,43 +18,29 @@ import pathlib
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple
 
 import numpy as np
-from array_record.python.array_record_module import ArrayRecordWriter
 
 from set_diffusion_jax.config import DataConfig
 from set_diffusion_jax.data import prepared
-from set_diffusion_jax.data.sources import SIDES, Source, finished
+from set_diffusion_jax.data.shards import (
+  Job,
+  ends_of,
+  entry_of,
+  publish,
+  write_ends,
+  write_shard,
+)
+from set_diffusion_jax.data.sources import SIDES, Source
 from set_diffusion_jax.data.tokenizer import load_tokenizer
 from set_diffusion_jax.errors import UserError
+from set_diffusion_jax.inputs.records import parse_json
 
 SHARD = 32 * 2**20  # characters of text
-_OPTIONS = "group_size:1,uncompressed"  # what random access reads fastest
 # The fields of the configuration that decide what is stored.
 _FIELDS = """source train_path validation_path validation_fraction validation_documents
 field prompt_field prompt_prefix target_prefix name directory train_split
 validation_split detokenizer""".split()
-
-
-class Job(NamedTuple):
-  """One shard to be written.
-
-  Attributes:
-    folder: where to.
-    name: of the shard, such as train-00000.
-    documents: as they are stored in the source, UTF-8.
-    sha256: of the documents.
-    config: how they are finished.
-    tokenizer: for load_tokenizer; None: text is kept.
-  """
-
-  folder: pathlib.Path
-  name: str
-  documents: list[bytes]
-  sha256: str
-  config: DataConfig
-  tokenizer: str | None
 
 
 def prepare(
@@ -123,7 +109,7 @@ def _prepare(config, output, text, workers, shard, begin) -> dict:
   if tokenizer:
     name = "byte"
     if file:
-      _publish(output / file[0], lambda path: path.write_bytes(file[1]))
+      publish(output / file[0], lambda path: path.write_bytes(file[1]))
       name = str(output / file[0])
   notes: dict[str, list[dict]] = {side: [] for side in SIDES}
   jobs = (
@@ -141,12 +127,16 @@ def _claim(output: pathlib.Path, settings: dict) -> None:
   """Makes a directory that of this preparation, or checks that it is."""
   plan = output / prepared.PLAN
   if plan.exists():
-    _compare(output, json.loads(plan.read_text()), settings)
+    where = f"--output={output}: {prepared.PLAN}"
+    found = parse_json(plan.read_bytes(), where)
+    if not isinstance(found, dict):
+      raise UserError(f"{where}: must be a JSON object; give a new directory")
+    _compare(output, found, settings)
     return
   output.mkdir(parents=True, exist_ok=True)
   if any(path.name != f"{plan.name}.tmp" for path in output.iterdir()):
     raise UserError(f"--output={output}: holds other files; give a new directory")
-  _publish(plan, lambda path: path.write_text(json.dumps(settings, indent=2)))
+  publish(plan, lambda path: path.write_text(json.dumps(settings, indent=2)))
 
 
 def _compare(output: pathlib.Path, found: dict, wanted: dict) -> None:
@@ -156,17 +146,6 @@ def _compare(output: pathlib.Path, found: dict, wanted: dict) -> None:
         f"--output={output}: holds a preparation with {name} = {found.get(name)!r}, "
         f"not {wanted.get(name)!r}; give a new directory"
       )
-
-
-def _publish(path: pathlib.Path, write: Callable[[pathlib.Path], object]) -> None:
-  """Writes a file beside itself and moves it into place: it is never half there."""
-  fresh = path.with_name(f"{path.name}.tmp")
-  try:
-    write(fresh)
-    os.replace(fresh, path)
-  except BaseException:
-    fresh.unlink(missing_ok=True)
-    raise
 
 
 def _groups(source: Source, side: str, shard: int) -> Iterator[tuple[list[bytes], str]]:
@@ -222,111 +201,6 @@ def _follow_parent() -> None:
   threading.Thread(target=follow, daemon=True).start()
 
 
-def write_shard(job: Job) -> dict:
-  """Writes a shard unless it is there; returns its note.
-
-  A note says what the shard was made from, and counts what it holds.
-  """
-  note = job.folder / f"{job.name}.json"
-  if note.exists():
-    found = json.loads(note.read_text())
-    if found["text_sha256"] == job.sha256 and _is_whole(job.folder, found["files"]):
-      return found
-    note.unlink()
-  shard = job.folder / f"{job.name}.array_record"
-  documents = finished(job.config, (text.decode() for text in job.documents))
-  counts: dict = {}
-  if job.tokenizer is None:
-    _publish(shard, lambda path: counts.update(_write_texts(path, documents)))
-    files = [shard]
-  else:
-    encoded = load_tokenizer(job.tokenizer).encode_all(documents)
-    lengths: list[int] = []
-    _publish(shard, lambda path: counts.update(_write_tokens(path, encoded, lengths)))
-    ends = _ends_of(job.folder, shard.name)
-    here = np.cumsum(lengths)
-    _publish(ends, lambda path: _write_ends(path, len(lengths), [here]))
-    files = [shard, ends]
-  found = {
-    "text_sha256": job.sha256,
-    "documents": len(job.documents),
-    **counts,
-    "files": {path.name: _entry(path) for path in files},
-  }
-  _publish(note, lambda path: path.write_text(json.dumps(found)))
-  return found
-
-
-def _is_whole(folder: pathlib.Path, files: dict) -> bool:
-  paths = {folder / name: entry for name, entry in files.items()}
-  return all(p.exists() and _entry(p) == entry for p, entry in paths.items())
-
-
-def _entry(path: pathlib.Path) -> dict:
-  return {"bytes": path.stat().st_size, "sha256": prepared.file_digest(path)}
-
-
-def _write_texts(path: pathlib.Path, documents: Iterable[str]) -> dict:
-  """A record for each document; returns counts."""
-  records = size = 0
-  writer = ArrayRecordWriter(str(path), _OPTIONS)
-  for document in documents:
-    writer.write(document.encode())
-    records += 1
-    size += len(document.encode())
-  writer.close()
-  return {"records": records, "text_bytes": size}
-
-
-def _write_tokens(path: pathlib.Path, encoded, lengths: list[int]) -> dict:
-  """Records of equally many tokens, the last one shorter; returns counts.
-
-  Args:
-    path: a new file.
-    encoded: (ids, bytes of each) of each document.
-    lengths: gets the tokens of each document.
-  """
-  tokens = size = records = 0
-  rest: list = []  # of documents, fewer tokens than a record
-  writer = ArrayRecordWriter(str(path), _OPTIONS)
-
-  def flush(least: int) -> None:
-    nonlocal records, rest
-    ids, sizes = (np.concatenate(parts) for parts in zip(*rest, strict=True))
-    whole = len(ids) // least * least
-    for start in range(0, whole, prepared.RECORD):
-      part = slice(start, min(start + prepared.RECORD, whole))
-      writer.write(prepared.encode_record(ids[part], sizes[part]))
-      records += 1
-    rest = [(ids[whole:], sizes[whole:])]
-
-  waiting = 0
-  for ids, sizes in encoded:
-    lengths.append(len(ids))
-    tokens += len(ids)
-    size += int(sizes.sum())
-    rest.append((ids, sizes))
-    waiting += len(ids)
-    if waiting >= 64 * prepared.RECORD:
-      flush(prepared.RECORD)
-      waiting = len(rest[0][0])
-  if waiting:
-    flush(1)
-  writer.close()
-  return {"records": records, "tokens": tokens, "text_bytes": size}
-
-
-def _write_ends(path: pathlib.Path, total: int, parts: Iterable[np.ndarray]) -> None:
-  """Where each of `total` documents ends, from where those of each part end."""
-  header = {"descr": "<i8", "fortran_order": False, "shape": (total,)}
-  with path.open("wb") as file:
-    np.lib.format.write_array_header_1_0(file, header)
-    start = 0
-    for part in parts:
-      file.write((part + start).astype("<i8").tobytes())
-      start += int(part[-1])
-
-
 def _finish(output: pathlib.Path, settings: dict, files, notes) -> dict:
   """Writes what belongs to no single shard, the manifest last; returns it."""
   sides, every = {}, {}
@@ -348,13 +222,13 @@ def _finish(output: pathlib.Path, settings: dict, files, notes) -> dict:
   }
   if settings["kind"] == "tokens":
     if name := settings["tokenizer"]["file"]:
-      every[name] = _entry(output / name)
+      every[name] = entry_of(output / name)
     for side, entry in sides.items():
       entry["ends"] = f"{side}.ends.npy"
-      parts = (np.load(_ends_of(output, s["file"])) for s in entry["shards"])
-      write = functools.partial(_write_ends, total=entry["documents"], parts=parts)
-      _publish(output / entry["ends"], write)
-      every[entry["ends"]] = _entry(output / entry["ends"])
+      parts = (np.load(ends_of(output, s["file"])) for s in entry["shards"])
+      write = functools.partial(write_ends, total=entry["documents"], parts=parts)
+      publish(output / entry["ends"], write)
+      every[entry["ends"]] = entry_of(output / entry["ends"])
   found = prepared.Prepared(output, manifest)
   for side, entry in sides.items():
     for count in ("tokens", "text_bytes"):
@@ -362,13 +236,9 @@ def _finish(output: pathlib.Path, settings: dict, files, notes) -> dict:
         entry[count] = sum(shard[count] for shard in entry["shards"])
     entry["sha256"] = found.digest(side)
   text = json.dumps(manifest, indent=1) + "\n"
-  _publish(output / prepared.MANIFEST, lambda path: path.write_text(text))
+  publish(output / prepared.MANIFEST, lambda path: path.write_text(text))
   _tidy(output, manifest)
   return manifest
-
-
-def _ends_of(output: pathlib.Path, shard: str) -> pathlib.Path:
-  return (output / shard).with_suffix(".ends.npy")
 
 
 def _tidy(output: pathlib.Path, manifest: dict) -> None:

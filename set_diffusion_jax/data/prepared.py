@@ -21,9 +21,12 @@ import grain
 import numpy as np
 
 from set_diffusion_jax.config import DataConfig
+from set_diffusion_jax.data.manifest import check_manifest, read_ends
 from set_diffusion_jax.data.text import Text, stored_digest
 from set_diffusion_jax.data.tokenizer import Tokenizer, load_tokenizer
 from set_diffusion_jax.errors import UserError
+from set_diffusion_jax.inputs.paths import Opened
+from set_diffusion_jax.inputs.records import parse_json
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -65,9 +68,9 @@ class Prepared:
   def read(cls, folder: pathlib.Path) -> "Prepared":
     """UserError: it is not finished, or a file has not the size it should have."""
     found = cls(folder, {})
+    where = f"{found.where}: its {MANIFEST} is damaged"
     try:
-      found.manifest = json.loads((folder / MANIFEST).read_text())
-      version = found.manifest["format_version"]
+      content = (folder / MANIFEST).read_bytes()
     except FileNotFoundError:
       state = f"has no {MANIFEST}; nothing was prepared there"
       if (folder / PLAN).exists():
@@ -75,12 +78,14 @@ class Prepared:
       raise UserError(f"{found.where}: {state}") from None
     except OSError as error:
       raise UserError(f"{found.where}: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError):
-      raise UserError(f"{found.where}: its {MANIFEST} is damaged") from None
+    manifest = parse_json(content, where)
+    version = manifest.get("format_version") if isinstance(manifest, dict) else None
     if version != FORMAT_VERSION:
       raise UserError(
         f"{found.where}: has format version {version}, this code reads {FORMAT_VERSION}"
       )
+    check_manifest(manifest, where)
+    found.manifest = manifest
     found._check_sizes()
     return found
 
@@ -132,13 +137,16 @@ class Prepared:
     """The tokenizer of the tokens; UserError if the configuration names another."""
     entry = self.manifest["settings"]["tokenizer"]
     own = load_tokenizer(str(self.folder / entry["file"]) if entry["file"] else "byte")
+    self.check_tokenizer(own)
     if config.tokenizer not in ("byte", entry["given"]):
       self.check_tokenizer(load_tokenizer(config.tokenizer))
     return own
 
   def check_tokenizer(self, tokenizer: Tokenizer) -> None:
     """UserError unless a tokenizer makes the ids that are stored."""
-    if tokenizer_identity(tokenizer) != self.manifest["settings"]["tokenizer"]["is"]:
+    entry = self.manifest["settings"]["tokenizer"]
+    same = tokenizer_identity(tokenizer) == entry["is"]
+    if not same or entry["vocabulary"] > tokenizer.vocabulary.size:
       raise UserError(
         f"data.tokenizer: {self.where} was prepared with another one; prepare the text "
         "again with this one"
@@ -193,7 +201,8 @@ class _Records:
     shards = prepared.manifest["sides"][side]["shards"]
     self._where = prepared.where
     # With the number of records in its name no file is opened before it is read.
-    paths = [f"{prepared.folder / s['file']}[0:{s['records']}]" for s in shards]
+    self._opened = Opened(prepared.folder)
+    paths = [f"{self._opened.path / s['file']}[0:{s['records']}]" for s in shards]
     self._source = grain.sources.ArrayRecordDataSource(paths)
 
   def __len__(self) -> int:
@@ -213,7 +222,9 @@ class PreparedTokens(Text):
   def __init__(self, prepared: Prepared, side: str, eos: int | None):
     entry = prepared.manifest["sides"][side]
     self.eos = eos
-    self.ends = np.asarray(np.load(prepared.folder / entry["ends"], mmap_mode="r"))
+    self.ends = read_ends(prepared.folder, entry, prepared.where)
+    self._ids = prepared.manifest["settings"]["tokenizer"]["vocabulary"]
+    self._where = prepared.where
     self._records = _Records(prepared, side)
     self._digest = entry.get("sha256")  # not there yet while it is prepared
     self._size = prepared.manifest["settings"]["record"]
@@ -228,10 +239,25 @@ class PreparedTokens(Text):
       place = start + done
       shard = bisect.bisect_right(self._token, place) - 1
       record, skip = divmod(place - self._token[shard], self._size)
-      found = decode_record(self._records[self._record[shard] + record])
+      found = self._decoded(self._record[shard] + record)
       run, size = (x[skip : skip + len(ids) - done] for x in found)
       ids[done : done + len(run)], sizes[done : done + len(run)] = run, size
       done += len(run)
+    return ids, sizes
+
+  def _decoded(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+    """The ids and sizes of a record; UserError for what is no record of this corpus."""
+    try:
+      ids, sizes = decode_record(self._records[number])
+    except (struct.error, ValueError, TypeError):
+      raise UserError(
+        f"{self._where}: record {number} is no record of tokens"
+      ) from None
+    if not len(ids) or int(ids.max()) >= self._ids:
+      raise UserError(
+        f"{self._where}: record {number} has an id above {self._ids - 1}, the last one "
+        "of the tokenizer"
+      )
     return ids, sizes
 
   @property
@@ -243,14 +269,19 @@ class PreparedTexts:
   """The documents of one side, at random access."""
 
   def __init__(self, prepared: Prepared, side: str):
-    self._records = _Records(prepared, side)
+    self._records, self._where = _Records(prepared, side), prepared.where
     self.digest = prepared.manifest["sides"][side].get("sha256")
 
   def __len__(self) -> int:
     return len(self._records)
 
   def __getitem__(self, index: int) -> str:
-    return self._records[index].decode()
+    try:
+      return self._records[index].decode()
+    except UnicodeDecodeError as error:
+      raise UserError(
+        f"{self._where}: document {index} is not UTF-8 at byte {error.start}"
+      ) from None
 
   def __iter__(self) -> Iterator[str]:
     return (self[index] for index in range(len(self)))

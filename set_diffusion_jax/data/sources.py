@@ -5,24 +5,19 @@ that a corpus need not fit into memory. With cut=prompt a record is two document
 prompt and then its target.
 """
 
-import contextlib
 import functools
-import glob
-import gzip
 import hashlib
-import io
 import itertools
-import json
-import pathlib
 import pydoc_data.topics
-import zlib
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from set_diffusion_jax.config import DataConfig
 from set_diffusion_jax.config.checks import check_text
 from set_diffusion_jax.data.detokenize import detokenizer
+from set_diffusion_jax.data.files import Files
 from set_diffusion_jax.data.prepared import Prepared
+from set_diffusion_jax.data.tfds import TfdsTexts
 from set_diffusion_jax.errors import UserError
 
 SIDES = ("train", "validation")
@@ -75,6 +70,7 @@ class Source:
     check_text(config)
     self.prepared = Prepared.open(config)
     self.prompts = config.cut == "prompt"
+    self._opened: dict[str, Files] = {}
 
   def documents(self, side: str) -> Iterator[str]:
     """The documents of "train" or "validation", in order.
@@ -90,7 +86,7 @@ class Source:
     elif config.source == "tfds":
       yield from TfdsTexts(config, side)
     elif side == "validation" and config.validation_path is not None:
-      yield from _files(config, "data.validation_path", config.validation_path)
+      yield from self._files("validation").documents()
     elif config.train_path is None:
       raise UserError("data.train_path = null: must name the text to train on")
     elif config.validation_path is not None:
@@ -98,8 +94,16 @@ class Source:
     else:
       yield from self._part(side)
 
+  def _files(self, side: str) -> Files:
+    """The files that a path of the configuration names."""
+    if side not in self._opened:
+      field = f"{side}_path"
+      pattern = getattr(self.config, field)
+      self._opened[side] = Files(self.config, f"data.{field}", pattern)
+    return self._opened[side]
+
   def _whole(self) -> Iterator[str]:
-    return _files(self.config, "data.train_path", self.config.train_path)
+    return self._files("train").documents()
 
   def _part(self, side: str) -> Iterator[str]:
     """What is left of the training files, or what is held out of them."""
@@ -149,12 +153,18 @@ class Source:
     return sum(1 for _ in self.documents(side))
 
   def files(self) -> list[dict]:
-    """The files that documents come from, with their sizes in bytes."""
-    paths = [self.config.train_path, self.config.validation_path]
-    if self.config.source in ("text", "lines", "jsonl"):
-      found = [path for pattern in paths if pattern for path in _matching(pattern)]
-      return [{"file": str(path), "bytes": path.stat().st_size} for path in found]
-    return []
+    """The files that documents have been read from, with their sizes in bytes."""
+    return [
+      fact
+      for side in SIDES
+      if side in self._opened
+      for fact in self._opened[side].facts()
+    ]
+
+  def notes(self, side: str) -> list[str]:
+    """Lines that say what reading a side has changed in its text."""
+    opened = self._opened.get(side) or self._opened.get("train")
+    return opened.notes() if opened else []
 
 
 def embedded(validation_fraction: float) -> Documents:
@@ -183,150 +193,6 @@ def embedded(validation_fraction: float) -> Documents:
     [topics[name] for name in sorted(by_hash)],
     [topics[name] for name in sorted(held_out)],
   )
-
-
-def _matching(pattern: str) -> list[pathlib.Path]:
-  """The files that a path or a pattern names, sorted by name."""
-  names = sorted(glob.glob(pattern, recursive=True))
-  return [path for path in map(pathlib.Path, names) if path.is_file()]
-
-
-def _files(config: DataConfig, field: str, pattern: str) -> Iterator[str]:
-  """The documents of the files that a path or a pattern names."""
-  where = f'{field} = "{pattern}"'
-  files = _matching(pattern)
-  if not files:
-    raise UserError(f"{where}: no such file; give a path or a pattern")
-  yield from _some_text(where, _all_documents(config, where, files))
-
-
-def _all_documents(config: DataConfig, where: str, files) -> Iterator[str]:
-  for path in files:
-    if config.source == "text":
-      yield "".join(_lines(where, path))
-    elif config.source == "lines":
-      for line in _lines(where, path):
-        yield from io.StringIO(line, newline="")
-    else:
-      yield from _records(config, f"{where}: {path}", _lines(where, path))
-
-
-def _some_text(where: str, documents: Iterable[str]) -> Iterator[str]:
-  """The documents; UserError after the last one if all are blank."""
-  found = False
-  for document in documents:
-    found = found or bool(document.strip())
-    yield document
-  if not found:
-    raise UserError(f"{where}: holds no text")
-
-
-def _lines(where: str, path: pathlib.Path) -> Iterator[str]:
-  """The lines of a UTF-8 file with their ends, which are newlines only."""
-  place = 0
-  try:
-    with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
-      for line in file:
-        yield line.decode()
-        place += len(line)
-  except UnicodeDecodeError as error:
-    at = place + error.start
-    raise UserError(f"{where}: {path} is not UTF-8 at byte {at}") from None
-  except (OSError, EOFError, zlib.error) as error:
-    reason = getattr(error, "strerror", None) or str(error)
-    raise UserError(f"{where}: {path}: {reason}") from None
-
-
-def _records(config: DataConfig, where: str, lines: Iterable[str]) -> Iterator[str]:
-  """The texts of each JSON object of a file that has one a line."""
-  for number, line in enumerate(lines, 1):
-    if not line.strip():
-      continue
-    try:
-      record = json.loads(line)
-    except json.JSONDecodeError as error:
-      raise UserError(f"{where}, line {number}: not JSON: {error.msg}") from None
-    if not isinstance(record, dict):
-      raise UserError(f"{where}, line {number}: must be a JSON object")
-    yield from _texts(config, record, f"{where}, line {number}")
-
-
-def _texts(config: DataConfig, record: dict, where: str) -> Iterator[str]:
-  """The text of a record; with cut=prompt its prompt first."""
-  if config.cut == "prompt":
-    yield _text_of(record, "prompt_field", config.prompt_field, where)
-  yield _text_of(record, "field", config.field, where)
-
-
-def _text_of(record: dict, name: str, field: str, where: str) -> str:
-  """The text of a record's fields, joined by spaces."""
-  values = [record.get(key) for key in field.split(",")]
-  try:
-    values = [v.decode() if isinstance(v, bytes) else v for v in values]
-  except UnicodeDecodeError as error:
-    raise UserError(f"{where}: is not UTF-8 at byte {error.start}") from None
-  if not all(isinstance(value, str) for value in values):
-    known = ", ".join(map(str, record))
-    raise UserError(f'data.{name} = "{field}": {where} has no such text, but {known}')
-  text = " ".join(values)
-  try:
-    text.encode()
-  except UnicodeEncodeError as error:
-    raise UserError(
-      f"{where}: half a character (a surrogate) at {error.start}"
-    ) from None
-  return text
-
-
-class TfdsTexts:
-  """The texts of a split of a data set that TFDS prepared as array_record.
-
-  Record i is documents i, or 2 i and 2 i + 1 with cut=prompt.
-  """
-
-  def __init__(self, config: DataConfig, side: str):
-    self.config = config
-    self.split = config.train_split if side == "train" else config.validation_split
-    self.where = f'data.name = "{config.name}", split "{self.split}"'
-    import tensorflow_datasets as tfds
-
-    with self._explained():
-      self._records = tfds.data_source(
-        config.name, split=self.split, data_dir=config.directory, download=False
-      )
-
-  @property
-  def digest(self) -> str:
-    """Tells data sets apart by their names and sizes; the text is not read for it."""
-    return f"{self._records.__class__.__name__} {self.where}: {len(self)} records"
-
-  def __len__(self) -> int:
-    return len(self._records)
-
-  def __getitem__(self, index: int) -> str:
-    """The text of a record, where a record has one."""
-    return self._of(index)[0]
-
-  def __iter__(self) -> Iterator[str]:
-    every = itertools.chain.from_iterable(map(self._of, range(len(self))))
-    yield from _some_text(self.where, every)
-
-  def _of(self, index: int) -> list[str]:
-    with self._explained():
-      record = self._records[index]
-    return list(_texts(self.config, record, self.where))
-
-  @contextlib.contextmanager
-  def _explained(self):
-    """What TFDS raises is of many kinds, and often misleading."""
-    try:
-      yield
-    except Exception as error:
-      reason = str(error).strip().splitlines()[0] if str(error) else repr(error)
-      raise UserError(
-        f"{self.where}: not prepared as array_record in data.directory = "
-        f'"{self.config.directory}" ({reason[:120]})'
-      ) from None
 
 
 def hold_out_end(documents: list[str], fraction: float) -> Documents:

@@ -24,7 +24,10 @@ class Stream:
 
   Attributes:
     documents: at random access; they are shuffled anew in each epoch.
+    notes: see `Blocks`; documents are joined, so that nothing is cut off.
   """
+
+  notes: tuple[str, ...] = ()
 
   def __init__(
     self,

@@ -15,6 +15,7 @@ from set_diffusion_jax.data.json_tokenizer import JsonTokenizer
 from set_diffusion_jax.data.pieces import STORED, PieceTokenizer
 from set_diffusion_jax.data.vocabulary import Runs, Vocabulary, between, count, utf8
 from set_diffusion_jax.errors import UserError
+from set_diffusion_jax.inputs.names import check_pointer
 
 
 class ByteTokenizer:
@@ -124,6 +125,7 @@ def load_tokenizer(name: str) -> Tokenizer:
     raise UserError(
       f'{where}: {reason}; give "byte", a tokenizer.json or a *.model'
     ) from None
+  check_pointer(content, where)
   if path.suffix == ".model":
     return PieceTokenizer(content, None, where)
   return JsonTokenizer(content, None, where)

@@ -18,6 +18,7 @@ from set_diffusion_jax.decode.state import Task
 from set_diffusion_jax.decode.stops import Stops
 from set_diffusion_jax.diffusion.draws import DECODE, row_keys, split_rows, stream_key
 from set_diffusion_jax.likelihood.objective import Objective
+from set_diffusion_jax.numerics import settled
 
 # Texts are padded to a multiple of this, so that few shapes are compiled.
 BUCKET = 64
@@ -57,6 +58,7 @@ class Generation:
     UserError: a text that the method cannot complete.
   """
 
+  @settled()
   def __init__(
     self,
     objective: Objective,
@@ -103,11 +105,15 @@ class Generation:
     stops = stops or Stops()
     looking = stops != Stops()
     chunk = min(every, LOOK_EVERY) if looking else every
-    while self._unfinished().any():
-      self.state = _decode(self._decoder, self._params, self.state, chunk)
-      if looking:
-        self._look(stops)
-      yield self._progress()
+    while True:
+      with settled():  # while this code runs, and not while it waits for its reader
+        if not self._unfinished().any():
+          return
+        self.state = _decode(self._decoder, self._params, self.state, chunk)
+        if looking:
+          self._look(stops)
+        progress = self._progress()
+      yield progress
 
   def finish(self, stops: Stops | None = None) -> list[dict]:
     """Generates to the end; the results."""

@@ -28,11 +28,10 @@ class Stops:
   entropy: tuple[int, float] | None = None
 
   def __post_init__(self):
+    if "" in self.strings:
+      raise UserError("--stop=: must not be empty, every text would end at once")
     if self.pattern is not None:
-      try:
-        re.compile(self.pattern)
-      except re.error as error:
-        raise UserError(f"--stop-regex={self.pattern}: {error}") from None
+      _check_pattern(self.pattern)
 
   def found(
     self, ids: np.ndarray, confidence: np.ndarray, tokenizer: Tokenizer
@@ -74,6 +73,22 @@ class Stops:
       if (start := _first_run(len(ids), size, poor)) is not None:
         return start, "low entropy"
     return None
+
+
+# Nothing, a rare letter, and a character that is no letter: what a pattern finds here
+# besides these themselves it finds in every text, between any two characters.
+_ANY_TEXT = ("", "\u16e0", "\ue000")
+
+
+def _check_pattern(pattern: str) -> None:
+  """UserError for what is no regular expression, or matches where nothing is."""
+  where = f"--stop-regex={pattern}"
+  try:
+    found = [re.search(pattern, text) for text in _ANY_TEXT]
+  except (re.error, OverflowError, RecursionError) as error:
+    raise UserError(f"{where}: {error}") from None
+  if any(match is not None and not match[0] for match in found):
+    raise UserError(f"{where}: must not match the empty text, as every text has it")
 
 
 def _first_run(count: int, size: int, is_bad) -> int | None:

@@ -1,9 +1,11 @@
 """Random keys by meaning: every draw belongs to a row, never to a device or a batch."""
 
+import numbers
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Int, Key
 
 from set_diffusion_jax.errors import UserError
@@ -15,7 +17,8 @@ TRAIN, EVALUATE, DECODE, INIT = range(4)
 # The coordinate of what all draws of a row share; draws themselves count from 0.
 SHARED_DRAW = 2**31 - 1
 
-SEEDS = 2**31  # JAX takes the lowest 32 bits of more, so that two seeds were one
+SEEDS = 2**32  # JAX takes the lowest 32 bits of more, so that two seeds were one
+_KEYS = "threefry2x32"  # whatever JAX_DEFAULT_PRNG_IMPL says: a checkpoint has them
 
 
 def stream_key(seed: int, stream: int) -> jax.Array:
@@ -24,9 +27,11 @@ def stream_key(seed: int, stream: int) -> jax.Array:
   Raises:
     UserError: a seed that has no key of its own.
   """
-  if not 0 <= seed < SEEDS:
-    raise UserError(f"seed = {seed}: must be a whole number from 0 to 2**31 - 1")
-  return jax.random.fold_in(jax.random.key(seed), stream)
+  whole = isinstance(seed, numbers.Integral)
+  if not whole or not 0 <= seed < SEEDS:
+    raise UserError(f"seed = {seed}: must be a whole number from 0 to 2**32 - 1")
+  root = jax.random.key(np.uint32(seed), impl=_KEYS)
+  return jax.random.fold_in(root, stream)
 
 
 def row_keys(root: jax.Array, coordinate: jax.Array | int, rows: jax.Array):

@@ -2,6 +2,7 @@
 
 import collections
 import functools
+import pathlib
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import NamedTuple
@@ -13,7 +14,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
 from set_diffusion_jax import data, sharding
-from set_diffusion_jax.diffusion.corruption import Batch
+from set_diffusion_jax.diffusion.corruption import Batch, Streams
 from set_diffusion_jax.diffusion.draws import (
   EVALUATE,
   SHARED_DRAW,
@@ -25,8 +26,10 @@ from set_diffusion_jax.errors import UserError
 from set_diffusion_jax.evaluate.clip import Clip, SetLosses, search_clip, set_losses
 from set_diffusion_jax.evaluate.figures import Likelihood, draw_variance, mixture_nats
 from set_diffusion_jax.evaluate.partial import Row
+from set_diffusion_jax.inputs.arrays import read_array
 from set_diffusion_jax.likelihood.loss import weighted
 from set_diffusion_jax.likelihood.objective import Objective
+from set_diffusion_jax.numerics import settled
 
 
 class Evaluation(NamedTuple):
@@ -52,8 +55,8 @@ class Evaluator:
     objective: what is evaluated.
     held_out: the sequences.
     mesh: of the devices.
-    by_token: the figures of a row are followed by the nats of each text position, the
-      mean over draws, NaN where it is not counted.
+    by: the figures of a row are followed by `detail`, its nats by "token", which is by
+      text position, or by "rank", which is by set in the order of generation.
 
   Raises:
     UserError: a given order does not fit the sequences.
@@ -64,7 +67,7 @@ class Evaluator:
     objective: Objective,
     held_out: data.Blocks,
     mesh: Mesh,
-    by_token: bool = False,
+    by: str | None = None,
   ):
     config = objective.config.evaluate
     total = len(held_out)
@@ -77,10 +80,11 @@ class Evaluator:
     self._sharding = sharding.batch_sharding(mesh)
     # Every process has all figures, and goes through the same batches.
     self._sums = jax.jit(
-      functools.partial(_row_sums, objective, by_token),
+      functools.partial(_row_sums, objective, by),
       out_shardings=sharding.replicated(mesh),
     )
 
+  @settled()
   def run(
     self,
     params,
@@ -154,12 +158,7 @@ def _read_order(order: str, length: int, sequences: int) -> np.ndarray | None:
   if order == "left_to_right":
     return np.arange(length, dtype=np.int32)[None]
   where = f'evaluate.order = "{order}"'
-  try:
-    position = np.load(order, allow_pickle=False)
-  except (OSError, ValueError, EOFError) as error:
-    reason = getattr(error, "strerror", None) or "not an array of numbers"
-    raise UserError(f"{where}: {reason}; give a .npy file of positions") from None
-  position = np.atleast_2d(position)
+  position = np.atleast_2d(read_array(pathlib.Path(order), where))
   if position.shape not in ((1, length), (sequences, length)):
     right = f"must be [{length}] or [{sequences}, {length}]"
     raise UserError(f"{where}: has shape {list(position.shape)}, {right}")
@@ -173,13 +172,13 @@ SUMS = 5
 
 
 def _row_sums(
-  objective: Objective, by_token: bool, params, batch: Batch, sizes, position
+  objective: Objective, by: str | None, params, batch: Batch, sizes, position
 ):
   """Sums of each row, and the losses of sets if a clip is to be searched.
 
   Args:
     objective: what is evaluated.
-    by_token: of `Evaluator`.
+    by: of `Evaluator`.
     params: of its network.
     batch: B rows.
     sizes: int32 [B, L], bytes of text by text position.
@@ -187,8 +186,8 @@ def _row_sums(
 
   Returns:
     float32 [B, SUMS]: nats (mean over draws), nats (mixture of draws), counted tokens,
-    their bytes, variance of nats over draws; with `by_token` [B, SUMS + L], followed by
-    the nats of each text position. Then `SetLosses` [draws, B, R] or None.
+    their bytes, variance of nats over draws; with `by` [B, SUMS + 2 L], followed by
+    `detail`. Then `SetLosses` [draws, B, R] or None.
   """
   config = objective.config
   draws = _draws(objective)
@@ -208,7 +207,8 @@ def _row_sums(
     place = jnp.minimum(place, slots - 1)
     counted_bytes = jnp.take_along_axis(sizes, place, axis=-1) * streams.counted
     each = weighted(nats, streams.weight)
-    at = _at_positions(place, each, streams.counted) if by_token else None
+    of = {None: None, "token": place, "rank": _target_rank(objective, streams)}[by]
+    at = None if by is None else _added(of, each, streams.counted)
     losses = None
     if objective.has_levels and config.corruption.clip_width is not None:
       losses = set_losses(streams, nats, noise.level, config.loss.weighting)
@@ -220,21 +220,49 @@ def _row_sums(
   spread = draw_variance(nats)
   sums = nats.mean(0), mixture_nats(nats), tokens[0], total_bytes[0], spread
   figures = jnp.stack(sums, axis=-1)
-  if by_token:
+  if by is not None:
     figures = jnp.concatenate([figures, at.mean(0)], axis=-1)
   return figures, losses
 
 
-def _at_positions(
-  place: Int[Array, "B R"], nats: Float[Array, "B R"], counted: Bool[Array, "B R"]
-) -> Float[Array, "B R"]:
-  """Nats of slots, each at the text position that it predicts; NaN if not counted."""
+def _target_rank(objective: Objective, streams: Streams) -> Int[Array, "B R"]:
+  """The rank of what each slot predicts; the last slot of one stream predicts none."""
+  rank = streams.index.rank[:, -streams.target.shape[-1] :]
+  return jnp.roll(rank, -1, axis=-1) if objective.one_stream else rank
 
-  def row(place, nats, counted):
-    found = jnp.zeros_like(nats).at[place].add(jnp.where(counted, nats, 0.0))
-    return jnp.where(jnp.zeros_like(counted).at[place].max(counted), found, jnp.nan)
 
-  return jax.vmap(row)(place, nats, counted)
+def _added(
+  at: Int[Array, "B R"], nats: Float[Array, "B R"], counted: Bool[Array, "B R"]
+) -> Float[Array, "B 2*R"]:
+  """Nats of the counted slots with each number, then how many slots these are."""
+
+  def row(at, *values):
+    found = [jnp.zeros_like(nats[0]).at[at].add(x, mode="drop") for x in values]
+    return jnp.concatenate(found)
+
+  nats = jnp.where(counted, nats, 0.0)
+  return jax.vmap(row)(at, nats, counted.astype(nats.dtype))
+
+
+class Detail(NamedTuple):
+  """Figures of a sequence by token or by rank, means over its draws.
+
+  Attributes:
+    number: int [n], text positions or ranks that have counted tokens.
+    nats: float64 [n], summed over them; all together are the nats of the sequence.
+    tokens: float64 [n], how many they are.
+  """
+
+  number: np.ndarray
+  nats: np.ndarray
+  tokens: np.ndarray
+
+
+def detail(row: Row) -> Detail:
+  """What follows the sums of a row's figures, of an `Evaluator` with `by`."""
+  nats, tokens = np.split(np.array(row[SUMS:], np.float64), 2)
+  number = np.flatnonzero(tokens)
+  return Detail(number, nats[number], tokens[number])
 
 
 def unigram_bits_per_byte(corpus: data.Corpus) -> float:

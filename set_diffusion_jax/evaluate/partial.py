@@ -4,7 +4,7 @@ import json
 import os
 import pathlib
 
-from set_diffusion_jax.errors import UserError
+from set_diffusion_jax.errors import DiskError, UserError
 
 Row = tuple[float, ...]
 
@@ -68,7 +68,7 @@ class PartialResults:
     """The row of a line; None if it is torn or damaged."""
     try:
       row, *figures = json.loads(line) if line.endswith("\n") else [None]
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
       return None
     known = type(row) is int and 0 <= row < self._total
     numbers = all(type(x) in (int, float) for x in figures)
@@ -77,11 +77,14 @@ class PartialResults:
     return row, tuple(figures)
 
   def add(self, rows: dict[int, Row]) -> None:
-    """Remembers rows, on disk when it returns."""
+    """Remembers rows, on disk when it returns; DiskError where that fails."""
     self.rows.update(rows)
     lines = "".join(json.dumps([row, *rows[row]]) + "\n" for row in rows)
-    with self.path.open("a") as file:
-      file.write(lines)
+    try:
+      with self.path.open("a") as file:
+        file.write(lines)
+    except OSError as error:
+      raise DiskError(f"{self.path}: {error.strerror}") from None
 
   def finish(self) -> None:
     """The evaluation is complete: removes the file."""

@@ -1,10 +1,12 @@
 """Where pictures are drawn: figures that go to a PNG without a display."""
 
 import contextlib
+import io
 import pathlib
 from collections.abc import Iterator, Sequence
 
 from set_diffusion_jax.errors import UserError
+from set_diffusion_jax.inputs.paths import write_whole
 
 
 @contextlib.contextmanager
@@ -34,4 +36,6 @@ def canvas(
   FigureCanvasAgg(figure)
   axes = figure.subplots(1, columns, squeeze=False, width_ratios=width_ratios)[0]
   yield axes
-  figure.savefig(path, dpi=110, metadata={"Software": None})
+  picture = io.BytesIO()
+  figure.savefig(picture, dpi=110, format="png", metadata={"Software": None})
+  write_whole(path, picture.getvalue())

@@ -1,11 +1,15 @@
 """JSON from outside: bounded, unambiguous, and refused in one line."""
 
+import collections
 import json
+import re
 
 from set_diffusion_jax.errors import UserError
 
 DEPTH = 64  # of nested lists and objects
 VALUES = 10_000_000  # in one document: a header or a tokenizer has some 100,000
+RECORD_VALUES = 1_000_000  # in one of many records
+_STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
 
 
 def parse_json(
@@ -46,11 +50,47 @@ def parse_json(
   return value
 
 
+def parse_record(text: str, where: str) -> dict:
+  """The object of a line of JSON, of a file that may have millions of them.
+
+  As programs write records, NaN and infinite numbers are let through: what is read of a
+  record is text. Nesting is bounded by the parser itself.
+
+  Args:
+    text: of the line; a byte-order mark before it is left out.
+    where: names it in messages.
+
+  Raises:
+    UserError: it is no JSON object, or an object has a key twice, or it is nested too
+      deeply, or has more than RECORD_VALUES values.
+  """
+  text = text.removeprefix("\ufeff").removesuffix("\n")
+  if len(text) > 2 * RECORD_VALUES:  # each takes two characters
+    outside = _STRING.sub("", text)
+    found = sum(map(outside.count, ",[{"))
+    if found > RECORD_VALUES:
+      right = f"must have at most {RECORD_VALUES}"
+      raise UserError(f"{where}: has about {found} values, {right}")
+  try:
+    value = _RECORDS.decode(text)
+  except RecursionError:
+    raise UserError(f"{where}: is nested too deeply") from None
+  except ValueError as error:
+    reason = (getattr(error, "msg", None) or str(error)).removesuffix(" at")
+    if "integer string conversion" in reason:
+      reason = "an integer has more than 4,300 digits"
+    place = f" at character {error.pos}" if hasattr(error, "pos") else ""
+    raise UserError(f"{where}: is not JSON ({reason}{place})") from None
+  if not isinstance(value, dict):
+    raise UserError(f"{where}: must be a JSON object")
+  return value
+
+
 def _object(pairs: list[tuple[str, object]]) -> dict:
   found = dict(pairs)
   if len(found) < len(pairs):
-    names = [name for name, _ in pairs]
-    twice = next(name for name in names if names.count(name) > 1)
+    counts = collections.Counter(name for name, _ in pairs)
+    twice = max(counts, key=counts.get)
     raise ValueError(f"the key {twice[:40]!r} is there twice")
   return found
 
@@ -80,3 +120,7 @@ def _check_depth(value: object, where: str, depth: int) -> None:
       return
     level = inner
   raise UserError(f"{where}: is nested deeper than {depth} levels")
+
+
+# Made once: to make one takes longer than to read a short record.
+_RECORDS = json.JSONDecoder(object_pairs_hook=_object)

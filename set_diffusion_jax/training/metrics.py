@@ -5,10 +5,12 @@ import pathlib
 import sys
 import time
 
-import tensorboardX
 import tqdm
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event
 
-from set_diffusion_jax.workdir import write_text
+from set_diffusion_jax.inputs import paths, terminal
 
 
 class MetricsWriter:
@@ -34,14 +36,17 @@ class MetricsWriter:
     if owed:
       again = lambda row: row["step"] == step and "train/loss" not in row
       kept = [row for row in kept if not again(row)]
-    write_text(self._path, "".join(json.dumps(row) + "\n" for row in kept))
+    paths.write_whole(self._path, "".join(json.dumps(row) + "\n" for row in kept))
     self._file = self._path.open("a")
     events = workdir / "tensorboard"
     for old in events.glob("events.*"):
       old.unlink()
-    self._events = tensorboardX.SummaryWriter(str(events))
+    events.mkdir(exist_ok=True)
+    # Without tensorboardX's own thread, where a full disk would be noticed by nobody.
+    self._events = EventsWriter(str(events / "events"))
     for row in kept:
       self._event(row)
+    self._events.flush()
 
   def write(self, step: int, values: dict[str, float]) -> None:
     """Adds a row; names with a slash are grouped by TensorBoard."""
@@ -51,11 +56,14 @@ class MetricsWriter:
     self._file.write(json.dumps(row) + "\n")
     self._file.flush()
     self._event(row)
+    self._events.flush()
 
   def _event(self, row: dict) -> None:
     for name, value in row.items():
       if name not in ("step", "time"):
-        self._events.add_scalar(name, value, row["step"], walltime=row["time"])
+        scalar = summary.scalar(name, value)
+        event = Event(wall_time=row["time"], step=row["step"], summary=scalar)
+        self._events.write_event(event)
 
   def __enter__(self) -> "MetricsWriter":
     return self
@@ -108,11 +116,11 @@ class Progress:
     """Prints a line above the bar."""
     if not self._active:
       return
-    prefix = f"{self._label}: " if self._label else ""
+    text = terminal.line(f"{self._label}: {line}" if self._label else line)
     if self._bar is not None:
-      self._bar.write(prefix + line, file=sys.stderr)
+      self._bar.write(text, file=sys.stderr)
     else:
-      print(prefix + line, file=sys.stderr, flush=True)
+      print(text, file=sys.stderr, flush=True)
 
   def __enter__(self) -> "Progress":
     return self

@@ -1,6 +1,5 @@
 """What a run says about itself while it trains: metrics, lines, and who is slow."""
 
-import math
 import time
 
 import jax
@@ -138,10 +137,7 @@ class Journal:
       f"step {step}  held out: {quality.bits_per_byte:.3f} bits/byte  "
       f"perplexity {quality.perplexity:.3f}"
     )
-    initial = state.initial_share(self._optimizer, step)
-    if initial > math.exp(-1):  # it is younger than 1 / (1 - decay) steps
-      self._progress.say(
-        f"step {step}  that is of the EMA, {initial:.0%} of which are the weights that "
-        "training started from: optimizer.ema_warmup forgets them sooner"
-      )
+    young = state.young_average(self._optimizer, step)
+    if young is not None:
+      self._progress.say(f"step {step}  {young}")
     self._restart()

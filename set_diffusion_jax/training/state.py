@@ -1,5 +1,7 @@
 """What training carries from step to step, and the optimiser that changes it."""
 
+import math
+
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -60,6 +62,17 @@ def initial_share(optimizer: OptimizerConfig, steps: int) -> float:
   """The share of the EMA after so many steps that is the weights it started from."""
   rates = ema_rate(optimizer, np.arange(1, steps + 1))
   return float(np.prod(np.broadcast_to(1 - rates, steps)))
+
+
+def young_average(optimizer: OptimizerConfig, steps: int) -> str | None:
+  """A line for an EMA that is younger than 1 / (1 - decay) steps; None for an older."""
+  initial = initial_share(optimizer, steps)
+  if initial <= math.exp(-1):
+    return None
+  return (
+    f"that is of the EMA, {initial:.0%} of which are the weights that training started "
+    "from: optimizer.ema_warmup forgets them sooner"
+  )
 
 
 def make_optimizer(config: Config) -> optax.GradientTransformation:

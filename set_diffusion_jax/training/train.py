@@ -1,8 +1,10 @@
 """Training: the loop around the step."""
 
+import contextlib
 import dataclasses
 import pathlib
 import time
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +15,15 @@ from set_diffusion_jax.checkpoint import Checkpoints
 from set_diffusion_jax.config import Config
 from set_diffusion_jax.diffusion import order
 from set_diffusion_jax.diffusion.corruption import Batch
-from set_diffusion_jax.errors import Preempted
+from set_diffusion_jax.errors import (
+  DiskError,
+  NonFiniteError,
+  Preempted,
+  UserError,
+  disk_reason,
+)
 from set_diffusion_jax.evaluate import Clip, Evaluator
+from set_diffusion_jax.numerics import settled
 from set_diffusion_jax.preemption import Preemption
 from set_diffusion_jax.training.metrics import MetricsWriter, Progress
 from set_diffusion_jax.training.reporting import Journal
@@ -121,6 +130,7 @@ class Run(Program):
     }
 
 
+@settled()
 def train(
   config: Config, directory: pathlib.Path, label: str = "", profile: bool = False
 ) -> None:
@@ -139,6 +149,7 @@ def train(
       has been written then. Raised in all processes if it is in one.
     NonFiniteError: the loss or the gradient diverged; the last checkpoint is good.
     Preempted: SIGTERM came, and where the run stands is saved.
+    DiskError: the disk or a quota is full.
   """
   processes.check_same(_facts(config, directory))
   run = processes.together(lambda: Run.build(config))
@@ -161,6 +172,7 @@ def train(
     news = [*found.news, at, *since]
   writes = processes.is_first()
   with (
+    _disk_told(directory),
     Preemption() as preemption,
     checkpoints,
     MetricsWriter(directory, first, owed, writes) as writer,
@@ -169,7 +181,7 @@ def train(
     Trace(directory / "profile" if profile and writes else None, first) as trace,
   ):
     lost = data.lost_text(run.corpus.tokenizer)
-    for line in filter(None, (run.objective.where(), lost, *news)):
+    for line in filter(None, (run.objective.where(), lost, *run.corpus.notes, *news)):
       progress.say(line)
     journal = Journal(run, writer, progress, compiled, first)
     loop = Loop(run, evaluator, batches, checkpoints, journal, preemption, weights_from)
@@ -184,6 +196,23 @@ def train(
       current, metrics = step_fn(current, batch)
       journal.add(step, metrics, waited)
       current = loop.after(step, current)
+
+
+@contextlib.contextmanager
+def _disk_told(directory: pathlib.Path) -> Iterator[None]:
+  """Says in one line that the disk of a work directory is full, whoever noticed it."""
+  try:
+    yield
+  except (UserError, NonFiniteError, Preempted):
+    raise
+  except Exception as error:
+    reason = disk_reason(error)
+    if reason is None:
+      raise
+    raise DiskError(
+      f"--workdir={directory}: {reason}; steps that are whole are kept, and the same "
+      "command goes on from the last one"
+    ) from error
 
 
 class Loop:

@@ -1,0 +1,166 @@
+"""Paths as users give them, and files that are written whole.
+
+A name is bytes, and the same bytes stand on disk whatever they are. Libraries that take
+some of them for a pattern or for an address get the folder under another name
+(`Opened`).
+"""
+
+import contextlib
+import glob
+import os
+import pathlib
+import re
+
+from set_diffusion_jax.errors import UserError
+
+_NAME, _PATH = 255, 4095  # bytes that Linux allows, of a name and of a path
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+# What no library that is used here reads as anything but itself.
+_PLAIN = re.compile(r"[\w./+=,~ -]*")
+_DESCRIPTOR = re.compile(rf"/(?:dev|proc/self|proc/{os.getpid()})/fd/(\d+)")
+
+
+def given(text: str | os.PathLike) -> pathlib.Path:
+  """The path that a user means: `~` and `~user` are expanded, as a shell does.
+
+  Raises:
+    UserError: it is empty, a URL, of an unknown user, or no path can be so long.
+  """
+  text = os.fspath(text)
+  if not text:
+    raise UserError("must be a path, is empty")
+  if "\0" in text:
+    raise UserError(f"{text!r}: a path cannot have a zero byte")
+  if _URL.match(text):
+    raise UserError(f"{text}: URLs are not supported; give a path")
+  path = expanded(text)
+  if path.startswith("~") and not os.path.lexists(path.split("/")[0]):
+    name = path.split("/")[0]
+    raise UserError(f"{text}: there is no user {name[1:]!r}; ./{text} is here")
+  longest = max(len(os.fsencode(part)) for part in path.split("/"))
+  if longest > _NAME:
+    raise UserError(f"{text}: has a name of {longest} bytes, must be at most {_NAME}")
+  size = len(os.fsencode(os.path.abspath(path)))
+  if size > _PATH:
+    raise UserError(f"{text}: has {size} bytes, must be at most {_PATH}")
+  return pathlib.Path(path)
+
+
+def expanded(text: str) -> str:
+  """A path with `~` or `~user` at its start replaced, where there is that user."""
+  return os.path.expanduser(text)
+
+
+def matching(pattern: str) -> list[pathlib.Path]:
+  """The files that a path or a pattern names, sorted by name.
+
+  As far as a path is there just as it is written, it is no pattern.
+  """
+  parts = pattern.split("/")
+  there = 0
+  while there < len(parts) and os.path.lexists("/".join(parts[: there + 1]) or "/"):
+    there += 1
+  whole = [*map(glob.escape, parts[:there]), *parts[there:]]
+  names = sorted(glob.glob("/".join(whole), recursive=True))
+  return [path for path in map(pathlib.Path, names) if path.is_file()]
+
+
+class Opened:
+  """A folder under a name that every library takes for what it is.
+
+  As a context, or until it is garbage; the name holds in this process only.
+
+  Attributes:
+    path: the folder's own absolute path, or another name of the same folder.
+
+  Raises:
+    OSError: the folder cannot be opened.
+    UserError: its name needs another one, which this system does not have.
+  """
+
+  def __init__(self, folder: pathlib.Path):
+    self._descriptor = None
+    self.path = folder.absolute()
+    if _PLAIN.fullmatch(str(self.path)):
+      return
+    self._descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    self.path = pathlib.Path(f"/proc/self/fd/{self._descriptor}")
+    if not self.path.is_dir():
+      raise UserError(f"{folder}: must have a name of letters, digits and ._-+=,~")
+
+  def close(self) -> None:
+    """Gives the other name up."""
+    if self._descriptor is not None:
+      os.close(self._descriptor)
+      self._descriptor = None
+
+  def __enter__(self) -> "Opened":
+    return self
+
+  def __exit__(self, *exception) -> None:
+    self.close()
+
+  def __del__(self):
+    self.close()
+
+
+def write_whole(path: pathlib.Path, content: str | bytes) -> None:
+  """Writes a file: whole or not at all if it is one, and into what is no plain file.
+
+  A device, a pipe or an open file such as /dev/stdout stays what it is. A symbolic link
+  stays, and the file that it names is replaced. Text is written as UTF-8.
+
+  Raises:
+    OSError: it cannot be written.
+  """
+  if isinstance(content, str):
+    content = content.encode()
+  number = descriptor(path)
+  if number is not None:
+    with open(number, "wb", closefd=False) as file:
+      file.write(content)
+    return
+  if is_special(path):
+    with path.open("wb") as file:
+      file.write(content)
+    return
+  target = pathlib.Path(os.path.realpath(path))
+  fresh = target.with_name(fresh_name())
+  try:
+    fresh.unlink(missing_ok=True)
+    with fresh.open("xb") as file:  # as the user's umask says
+      file.write(content)
+    with contextlib.suppress(FileNotFoundError):
+      fresh.chmod(target.stat().st_mode & 0o7777)  # a private file stays private
+    os.replace(fresh, target)
+  except OSError:
+    with contextlib.suppress(OSError):
+      fresh.unlink(missing_ok=True)
+    raise
+
+
+def fresh_name() -> str:
+  """A name of this process for what will be moved into place, however long that is."""
+  return f".set-diffusion-{os.getpid()}.tmp"
+
+
+def is_fresh(name: str) -> bool:
+  """Whether a name is one of `fresh_name`, of any process."""
+  return re.fullmatch(r"\.set-diffusion-\d+\.tmp", name) is not None
+
+
+def is_special(path: pathlib.Path) -> bool:
+  """Whether a path is there and neither a file nor a directory."""
+  return path.exists() and not path.is_file() and not path.is_dir()
+
+
+def descriptor(path: pathlib.Path) -> int | None:
+  """The number of the open file that a path such as /dev/stdout stands for, or None."""
+  name = os.path.abspath(path)
+  for _ in range(40):  # links, as many as the system follows
+    if match := _DESCRIPTOR.fullmatch(name):
+      return int(match[1])
+    if not os.path.islink(name):
+      return None
+    name = os.path.abspath(os.path.join(os.path.dirname(name), os.readlink(name)))
+  return None
