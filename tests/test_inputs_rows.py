@@ -200,6 +200,17 @@ def test_sentence_pieces_survive_both_conversions(tmp_path):
     np.testing.assert_array_equal(loaded.tokenizer.encode(text), own.encode(text))
     assert loaded.tokenizer.decode(own.encode(text)) == own.decode(own.encode(text))
     assert "tokenizer: sentencepiece, " in description_text(describe(tmp_path / name))
+  (tmp_path / "out" / "tokenizer.model").write_bytes(own.model[:-3])
+  with pytest.raises(UserError, match=r"out/tokenizer\.model: not a SentencePiece"):
+    convert(tmp_path / "out", tmp_path / "more")
+  stored = own.describe()
+  for text in ("AAAA", "A", "\u00e9"):
+    stored["files"] = {"tokenizer.model.base64": text}
+    broken = types.SimpleNamespace(vocabulary=own.vocabulary, describe=lambda: stored)
+    name = f"broken{ord(text[-1])}{len(text)}"
+    with pytest.raises(UserError, match=r"checkpoint: its tokenizer\.model"):
+      convert(run(tmp_path / name, broken), tmp_path / "more")
+  assert not (tmp_path / "more").exists()
 
 
 def test_sampling_from_what_was_converted(tmp_path, capsys):

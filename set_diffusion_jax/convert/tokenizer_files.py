@@ -14,17 +14,23 @@ from set_diffusion_jax.data import IdTokenizer, JsonTokenizer, PieceTokenizer
 from set_diffusion_jax.data.pieces import FILE, STORED
 from set_diffusion_jax.errors import UserError
 from set_diffusion_jax.inputs import names
+from set_diffusion_jax.inputs.pieces import check_pieces
 
 
 def read_pieces(folder: pathlib.Path) -> dict[str, str]:
-  """A directory's SentencePiece model, as a checkpoint stores it; {} without one."""
+  """A directory's SentencePiece model, as a checkpoint stores it; {} without one.
+
+  UserError if it is damaged.
+  """
   path = folder / FILE
   if not os.path.lexists(path):
     return {}
   try:
-    return {STORED: base64.b64encode(names.part(path, folder).read_bytes()).decode()}
+    model = names.part(path, folder).read_bytes()
   except OSError as error:
     raise UserError(f"{path}: {error.strerror}") from None
+  check_pieces(model, str(path))
+  return {STORED: base64.b64encode(model).decode()}
 
 
 def kind(files: Mapping[str, str]) -> str:
@@ -42,4 +48,5 @@ def write_file(folder: pathlib.Path, name: str, text: str) -> None:
     model = base64.b64decode(text, validate=True)
   except (binascii.Error, ValueError):
     raise UserError(f"checkpoint: its {FILE} is damaged") from None
+  check_pieces(model, f"checkpoint: its {FILE}")
   (folder / FILE).write_bytes(model)
