@@ -297,3 +297,20 @@ def test_inspect_says_what_was_changed_and_cut(tmp_path, capsys):
   cut = json.loads(output.read_text())["train_cut_off"]
   assert cut["of_documents"] == 55 and cut["documents"] > 50
   assert "\r" not in printed and "\ufeff" not in printed
+
+
+def test_figures_for_a_model_card_are_bounded_json(tmp_path, capsys):
+  path = tmp_path / "figures.json"
+  command = ["convert", f"{tmp_path}/a", f"{tmp_path}/b", f"--evaluation={path}"]
+  for content, words in (
+    (b'{"a":' * 10**5, "is nested deeper"),
+    (b'{"a": %s}' % (b"9" * 5000), "is not JSON"),
+    (b'{"a": NaN}', "NaN is no JSON number"),
+    (b'{"a": "\xff"}', "is not UTF-8 at byte 7"),
+    (b"[]", "must be a JSON object"),
+  ):
+    path.write_bytes(content)
+    assert cli.main(command) == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith(f"error: --evaluation={path}: ") and words in printed
+    assert printed.count("\n") == 1

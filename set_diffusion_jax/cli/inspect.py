@@ -1,13 +1,13 @@
 """`inspect` and `convert`: what is in a checkpoint, and the way to other formats."""
 
 import argparse
-import json
 from collections.abc import Sequence
 
 from set_diffusion_jax.cli.files import check_output, write
 from set_diffusion_jax.config import Config
 from set_diffusion_jax.config.files import read_config
 from set_diffusion_jax.errors import UserError
+from set_diffusion_jax.inputs.records import parse_json
 
 
 def convert(arguments: argparse.Namespace) -> None:
@@ -17,13 +17,12 @@ def convert(arguments: argparse.Namespace) -> None:
   figures = None
   if arguments.evaluation is not None:
     try:
-      figures = json.loads(arguments.evaluation.read_text())
+      content = arguments.evaluation.read_bytes()
     except OSError as error:
       raise UserError(
         f"--evaluation={arguments.evaluation}: {error.strerror}"
       ) from None
-    except ValueError:
-      raise UserError(f"--evaluation={arguments.evaluation}: is not JSON") from None
+    figures = parse_json(content, f"--evaluation={arguments.evaluation}")
     if not isinstance(figures, dict):
       raise UserError(f"--evaluation={arguments.evaluation}: must be a JSON object")
   report = conversion.convert(
