@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from set_diffusion_jax import data, workdir
+from set_diffusion_jax import cli, data, workdir
 from set_diffusion_jax.config import DataConfig
 from set_diffusion_jax.data.detokenize import RULES, detokenizer
 from set_diffusion_jax.errors import UserError
@@ -166,7 +166,7 @@ FILE = "train-00000.array_record"
     (("files", FILE), 5, "bytes is missing"),
     (("files", FILE, "bytes"), -1, "bytes cannot be '-1'"),
     (("sides", "train", "ends"), "../x.npy", "ends cannot be"),
-    (("sides", "train", "ends"), FILE, "no array of numbers"),
+    (("sides", "train", "ends"), FILE, "not an array of numbers"),
     (("sides", "train", "ends"), "validation.ends.npy", "must be int64 [9]"),
     (("sides", "train", "shards"), [], "shards cannot be"),
     (("sides", "train", "shards", 0, "file"), "other", "file cannot be 'other'"),
@@ -209,7 +209,7 @@ def test_ends_of_documents_that_cannot_be(corpus, tmp_path):
     refused(lambda: data.load(config), "train.ends.npy", words)
   content = path.read_bytes()
   path.write_bytes(content.replace(b"(9,)", b"(9e)"))
-  refused(lambda: data.load(config), "train.ends.npy", "is damaged or no array")
+  refused(lambda: data.load(config), "train.ends.npy", "is damaged or not an array")
 
 
 def test_notes_of_an_unfinished_preparation(tmp_path):
@@ -253,15 +253,15 @@ HEADER = "{{'descr': '{}', 'fortran_order': False, 'shape': {}}}"
 @pytest.mark.parametrize(
   ("content", "words"),
   [
-    (b"", "is damaged or no array"),
-    (b"text", "is damaged or no array"),
+    (b"", "is damaged or not an array"),
+    (b"text", "is damaged or not an array"),
     (npy(HEADER.format("<i4", "(1000000000000,)"), bytes(64)), "is damaged"),
     (npy(HEADER.format("<i4", f"({10**30},)"), bytes(64)), "is damaged"),
     (npy(HEADER.format("<i4", "(-1,)"), bytes(64)), "is damaged"),
     (npy(HEADER.format("<i4", "('a',)"), bytes(64)), "is damaged"),
     (npy(HEADER.format("|O", "(4,)"), bytes(64)), "is damaged"),
-    (npy(HEADER.format("<U4", "(4,)"), bytes(64)), "is no array of numbers"),
-    (npy(HEADER.format("<c8", "(4,)"), bytes(64)), "is no array of numbers"),
+    (npy(HEADER.format("<U4", "(4,)"), bytes(64)), "is not an array of numbers"),
+    (npy(HEADER.format("<c8", "(4,)"), bytes(64)), "is not an array of numbers"),
     (npy("(" * 3000), "is damaged"),
     (npy("{'descr': __import__('os').getcwd()}"), "is damaged"),
     (npy("\ufffd("), "is damaged"),
@@ -280,3 +280,37 @@ def test_arrays_that_are_read(tmp_path):
     np.testing.assert_array_equal(found, array)
   refused(lambda: read_array(tmp_path, "evaluate.order"), "is no regular file")
   refused(lambda: read_array(tmp_path / "gone.npy", "evaluate.order"), "No such file")
+
+
+def test_inspect_says_what_was_changed_and_cut(tmp_path, capsys):
+  path = tmp_path / "book [1912].txt"
+  lines = b"".join(b"%d past sang river mill ran by autumn.\r\n" % i for i in range(60))
+  path.write_bytes(b"\xef\xbb\xbf" + lines)
+  fields = {"source": "lines", "train_path": path, "cut": "sentence", "length": 16}
+  command = ["inspect", "--data", "--config=quickstart", "--rows=1"]
+  command += [f"--config.data.{name}={value}" for name, value in fields.items()]
+  output = tmp_path / "figures.json"
+  assert cli.main([*command, "--config.method.name=ar", f"--output={output}"]) == 0
+  printed = capsys.readouterr().out
+  assert "1 byte-order mark(s) left out, 60 line end(s) of CR LF read" in printed
+  assert re.search(r"training text: .* in 5\d of 55 documents \(\d+.\d%\) are", printed)
+  cut = json.loads(output.read_text())["train_cut_off"]
+  assert cut["of_documents"] == 55 and cut["documents"] > 50
+  assert "\r" not in printed and "\ufeff" not in printed
+
+
+def test_figures_for_a_model_card_are_bounded_json(tmp_path, capsys):
+  path = tmp_path / "figures.json"
+  command = ["convert", f"{tmp_path}/a", f"{tmp_path}/b", f"--evaluation={path}"]
+  for content, words in (
+    (b'{"a":' * 10**5, "is nested deeper"),
+    (b'{"a": %s}' % (b"9" * 5000), "is not JSON"),
+    (b'{"a": NaN}', "NaN is no JSON number"),
+    (b'{"a": "\xff"}', "is not UTF-8 at byte 7"),
+    (b"[]", "must be a JSON object"),
+  ):
+    path.write_bytes(content)
+    assert cli.main(command) == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith(f"error: --evaluation={path}: ") and words in printed
+    assert printed.count("\n") == 1

@@ -4,10 +4,12 @@ import gzip
 import io
 import json
 import os
+import subprocess
+import sys
 
 import pytest
 
-from set_diffusion_jax import data
+from set_diffusion_jax import cli, data
 from set_diffusion_jax.cli.texts import given_texts, read_texts
 from set_diffusion_jax.config import DataConfig
 from set_diffusion_jax.data import sources
@@ -292,3 +294,46 @@ def test_arguments_are_utf8_in_any_locale():
   assert given_texts([as_bytes], "--prompt") == ["é\U0001f600"]
   for broken in ("caf\udce9", "\ud83d"):
     refused(lambda broken=broken: given_texts([broken], "--prompt"), "is not UTF-8")
+
+
+def test_no_locale_changes_what_is_read(tmp_path):
+  """Neither of a file nor of standard input nor of an argument."""
+  path = tmp_path / "a.jsonl"
+  path.write_bytes('{"prompt": "The line\u2028break é"}\r\n'.encode())
+  code = (
+    "import sys; from set_diffusion_jax.cli.texts import given_texts, read_texts; "
+    "print(ascii([*given_texts(sys.argv[2:], ''), *read_texts(sys.argv[1], 'prompt'), "
+    "*read_texts('-', 'prompt')]), sys.stdin.encoding)"
+  )
+  for name in ("C",):
+    locale = {"LC_ALL": name, "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = subprocess.run(
+      [sys.executable, "-c", code, str(path), "naïve"],
+      input=path.read_bytes(),
+      env={**os.environ, **locale},
+      capture_output=True,
+      check=True,
+    )
+    texts = ["naïve", *["The line\u2028break é"] * 2]
+    assert done.stdout.decode().strip() != f"{texts!a} utf-8"
+    assert done.stdout.decode().startswith(ascii(texts))
+
+
+@pytest.mark.parametrize(
+  ("arguments", "words"),
+  [
+    (["sample", "--prompt=caf\udce9"], "--prompt: 'caf\\udce9' is not UTF-8"),
+    (["sample", "--prompt=\ud83d"], "is not UTF-8"),
+    (["sample", "--stop=\udce9"], "--stop: "),
+    (["infill", "\udce9 [MASK]"], "is not UTF-8"),
+    (["sample", "--input={}"], "line 1: half a character (a surrogate) at 10"),
+  ],
+)
+def test_half_characters_are_one_line(tmp_path, capsys, arguments, words):
+  path = tmp_path / "surrogate.jsonl"
+  path.write_bytes(b'{"prompt": "cut emoji \\ud83d"}\n')
+  arguments = [argument.format(path) for argument in arguments]
+  assert cli.main([*arguments, f"--checkpoint={tmp_path}/none"]) == 2
+  printed = capsys.readouterr().err
+  assert printed.startswith("error: ") and printed.count("\n") == 1
+  assert words in printed

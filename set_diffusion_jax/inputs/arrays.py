@@ -27,7 +27,9 @@ def read_array(path: pathlib.Path, where: str) -> np.ndarray:
   except UserError:
     raise
   except Exception:  # numpy's parser of headers fails in many ways
-    raise UserError(f"{where}: is damaged or no array of numbers; {right}") from None
+    raise UserError(
+      f"{where}: is damaged or not an array of numbers; {right}"
+    ) from None
   if not isinstance(array, np.ndarray) or array.dtype.kind not in "iuf":
-    raise UserError(f"{where}: is no array of numbers; {right}")
+    raise UserError(f"{where}: is not an array of numbers; {right}")
   return array
