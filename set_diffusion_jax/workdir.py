@@ -6,6 +6,7 @@ import pathlib
 from set_diffusion_jax.config import Config
 from set_diffusion_jax.errors import UserError
 from set_diffusion_jax.inputs import paths
+from set_diffusion_jax.inputs.records import parse_json
 
 CONFIG = "config.json"
 CHECKPOINTS = "checkpoints"
@@ -47,20 +48,27 @@ def has_checkpoint(workdir: pathlib.Path) -> bool:
 def is_run(workdir: pathlib.Path) -> bool:
   """Whether a directory's configuration is that of a run."""
   try:
-    return {"config", "data"} <= json.loads((workdir / CONFIG).read_text()).keys()
-  except (OSError, ValueError, AttributeError):
+    return {"config", "data"} <= _read(workdir / CONFIG).keys()
+  except (OSError, UserError, AttributeError):
     return False
 
 
 def read(workdir: pathlib.Path) -> tuple[Config, dict]:
   """The configuration and the data fingerprint of a run."""
   try:
-    stored = json.loads((workdir / CONFIG).read_text())
+    stored = _read(workdir / CONFIG)
     return Config.from_dict(stored["config"]), stored["data"]
-  except FileNotFoundError:
+  except (FileNotFoundError, NotADirectoryError):
     raise UserError(f"{workdir}: not a work directory, it has no {CONFIG}") from None
-  except (json.JSONDecodeError, KeyError, TypeError):
+  except OSError as error:
+    raise UserError(f"{workdir / CONFIG}: {error.strerror}") from None
+  except (KeyError, TypeError):
     raise UserError(f"{workdir / CONFIG}: is damaged") from None
+
+
+def _read(path: pathlib.Path):
+  """The value of a JSON file; UserError if it is none."""
+  return parse_json(path.read_bytes(), str(path))
 
 
 def _compare(workdir: pathlib.Path, stored: dict, wanted: dict) -> None:

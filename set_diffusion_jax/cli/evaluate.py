@@ -14,6 +14,7 @@ from set_diffusion_jax.cli.files import check_output, show, write, write_text
 from set_diffusion_jax.data.zero_shot import zero_shot_data, zero_shot_names
 from set_diffusion_jax.errors import UserError
 from set_diffusion_jax.inputs import paths
+from set_diffusion_jax.inputs.records import parse_json
 
 
 def evaluate(arguments: argparse.Namespace, changes: Sequence[str]) -> None:
@@ -167,8 +168,10 @@ def _token_lines(held_out, rows: dict) -> Iterator[str]:
 def _finished(output: pathlib.Path | None, identity: dict) -> dict | None:
   """The figures of a file that holds just this evaluation; None if it does not."""
   try:
-    figures = json.loads(output.read_text()) if output and _is_file(output) else None
-  except (OSError, ValueError):
+    figures = None
+    if output is not None and _is_file(output):
+      figures = parse_json(output.read_bytes(), str(output))
+  except (OSError, UserError):
     return None
   same = isinstance(figures, dict) and figures.get("protocol") == identity
   return figures if same else None

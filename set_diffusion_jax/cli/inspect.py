@@ -1,13 +1,13 @@
 """`inspect` and `convert`: what is in a checkpoint, and the way to other formats."""
 
 import argparse
-import json
 from collections.abc import Sequence
 
 from set_diffusion_jax.cli.files import check_output, show, write
 from set_diffusion_jax.config import Config
 from set_diffusion_jax.config.files import read_config
 from set_diffusion_jax.errors import UserError
+from set_diffusion_jax.inputs.records import parse_json
 
 
 def convert(arguments: argparse.Namespace) -> None:
@@ -15,17 +15,14 @@ def convert(arguments: argparse.Namespace) -> None:
   from set_diffusion_jax import convert as conversion
 
   figures = None
+  where = f"--evaluation={arguments.evaluation}"
   if arguments.evaluation is not None:
     try:
-      figures = json.loads(arguments.evaluation.read_text())
+      figures = parse_json(arguments.evaluation.read_bytes(), where)
     except OSError as error:
-      raise UserError(
-        f"--evaluation={arguments.evaluation}: {error.strerror}"
-      ) from None
-    except ValueError:
-      raise UserError(f"--evaluation={arguments.evaluation}: is not JSON") from None
+      raise UserError(f"{where}: {error.strerror}") from None
     if not isinstance(figures, dict):
-      raise UserError(f"--evaluation={arguments.evaluation}: must be a JSON object")
+      raise UserError(f"{where}: must be a JSON object")
   report = conversion.convert(
     arguments.source,
     arguments.destination,
