@@ -1,7 +1,9 @@
 """The ways a command ends early."""
 
+import contextlib
 import errno
 import os
+from collections.abc import Iterator
 
 
 class UserError(Exception):
@@ -54,3 +56,24 @@ class Preempted(Exception):
   def __init__(self, step: int):
     super().__init__(f"stopped at step {step}, which is saved")
     self.step = step
+
+
+@contextlib.contextmanager
+def disk_told(where: str, kept: str) -> Iterator[None]:
+  """Raises DiskError for a disk that is full or fails, whichever library noticed it.
+
+  Args:
+    where: what is written, as the user named it.
+    kept: what is on disk nevertheless.
+  """
+  try:
+    yield
+  except (UserError, NonFiniteError, Preempted):
+    raise
+  except Exception as error:
+    reason = disk_reason(error)
+    if reason is None:
+      raise
+    raise DiskError(
+      f"{where}: {reason}; {kept}, and the same command goes on from there"
+    ) from error

@@ -68,7 +68,7 @@ def read(workdir: pathlib.Path) -> tuple[Config, dict]:
     if not isinstance(data, dict):
       raise TypeError
     return Config.from_dict(stored["config"]), data
-  except FileNotFoundError:
+  except (FileNotFoundError, NotADirectoryError):
     raise UserError(f"{workdir}: not a work directory, it has no {CONFIG}") from None
   except OSError as error:
     raise UserError(f"{workdir / CONFIG}: {error.strerror}") from None

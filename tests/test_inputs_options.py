@@ -60,6 +60,8 @@ INSPECT = ["inspect", "--mask", "--config=quickstart"]
     (["prepare", "--output=o", "--shard-size=nan"], ["--shard-size=nan"]),
     (["prepare", "--output=o", f"--workers={10**18}"], ["--workers", "at most"]),
     (["convert", str(PUBLISHED), "new", "--shard-size=1e300"], ["--shard-size=1e300"]),
+    ([], ["verb"]),
+    (["sample", f"--checkpoint={os.devnull}"], ["not a work directory"]),
     (["inspect", "a\nb\x1b[31m"], [r"a\nb\x1b[31m: no such file"]),
   ],
 )

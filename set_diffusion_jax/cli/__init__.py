@@ -2,6 +2,7 @@
 
 import argparse
 import io
+import itertools
 import logging
 import os
 import sys
@@ -134,7 +135,7 @@ def _run(argv: list[str]) -> int:
 
 def _check_equals(argv: list[str]) -> None:
   """UserError for a `--config FILE` or `--config.a.b VALUE` with a space in it."""
-  for word, following in zip(argv, [*argv[1:], "--"], strict=True):
+  for word, following in itertools.pairwise([*argv, "--"]):
     field = word.startswith("--config.") and "infill" not in argv  # it takes texts
     bare = (word == "--config" or field) and "=" not in word
     if bare and not following.startswith("--"):

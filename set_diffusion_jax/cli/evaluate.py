@@ -184,8 +184,9 @@ def _detail_lines(by: str, held_out, rows: dict) -> Iterator[str]:
 def _finished(output: pathlib.Path | None, identity: dict) -> dict | None:
   """The figures of a file that holds just this evaluation; None if it does not."""
   try:
-    found = output is not None and _is_file(output)
-    figures = parse_json(output.read_bytes(), str(output)) if found else None
+    figures = None
+    if output is not None and _is_file(output):
+      figures = parse_json(output.read_bytes(), str(output))
   except (OSError, UserError):
     return None
   same = isinstance(figures, dict) and figures.get("protocol") == identity

@@ -15,6 +15,7 @@ def convert(arguments: argparse.Namespace) -> None:
   from set_diffusion_jax import convert as conversion
 
   figures = None
+  where = f"--evaluation={arguments.evaluation}"
   if arguments.evaluation is not None:
     where = f"--evaluation={arguments.evaluation}"
     try:

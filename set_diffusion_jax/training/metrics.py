@@ -75,14 +75,17 @@ class MetricsWriter:
 
 
 def read_metrics(path: pathlib.Path) -> list[dict]:
-  """The rows of a metrics file; a last line that was cut short by a kill is dropped."""
+  """The rows of a metrics file, up to a line that is none: a kill may cut the last."""
   rows = []
-  lines = path.read_text().splitlines() if path.exists() else []
+  lines = path.read_bytes().splitlines() if path.exists() else []
   for line in lines:
     try:
-      rows.append(json.loads(line))
-    except json.JSONDecodeError:
+      row = json.loads(line)
+    except (ValueError, RecursionError):
       break
+    if not isinstance(row, dict) or type(row.get("step")) is not int:
+      break
+    rows.append(row)
   return rows
 
 

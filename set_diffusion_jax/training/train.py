@@ -1,10 +1,8 @@
 """Training: the loop around the step."""
 
-import contextlib
 import dataclasses
 import pathlib
 import time
-from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -15,13 +13,7 @@ from set_diffusion_jax.checkpoint import Checkpoints
 from set_diffusion_jax.config import Config
 from set_diffusion_jax.diffusion import order
 from set_diffusion_jax.diffusion.corruption import Batch
-from set_diffusion_jax.errors import (
-  DiskError,
-  NonFiniteError,
-  Preempted,
-  UserError,
-  disk_reason,
-)
+from set_diffusion_jax.errors import Preempted, disk_told
 from set_diffusion_jax.evaluate import Clip, Evaluator
 from set_diffusion_jax.numerics import settled
 from set_diffusion_jax.preemption import Preemption
@@ -172,7 +164,7 @@ def train(
     news = [*found.news, at, *since]
   writes = processes.is_first()
   with (
-    _disk_told(directory),
+    disk_told(f"--workdir={directory}", "steps that are whole are kept"),
     Preemption() as preemption,
     checkpoints,
     MetricsWriter(directory, first, owed, writes) as writer,
@@ -196,23 +188,6 @@ def train(
       current, metrics = step_fn(current, batch)
       journal.add(step, metrics, waited)
       current = loop.after(step, current)
-
-
-@contextlib.contextmanager
-def _disk_told(directory: pathlib.Path) -> Iterator[None]:
-  """Says in one line that the disk of a work directory is full, whoever noticed it."""
-  try:
-    yield
-  except (UserError, NonFiniteError, Preempted):
-    raise
-  except Exception as error:
-    reason = disk_reason(error)
-    if reason is None:
-      raise
-    raise DiskError(
-      f"--workdir={directory}: {reason}; steps that are whole are kept, and the same "
-      "command goes on from the last one"
-    ) from error
 
 
 class Loop:
