@@ -65,6 +65,12 @@ CASES = {
     *("both-singletons", "both-general"),
   ],
   "test_flash.py::test_what_is_kept_for_the_gradient": [],
+  "test_fuzz.py::test_a_key_that_is_ignored_is_found": [],
+  "test_fuzz.py::test_a_pickle_that_is_executed_is_found": [],
+  "test_fuzz.py::test_a_value_that_is_converted_wrongly_is_found": [],
+  "test_fuzz.py::test_inputs": [
+    *("checkpoints-first", "texts-first", "options-first"),
+  ],
   "test_generate.py::test_a_batch_equals_its_rows": ["set"],
   "test_generate.py::test_eos_ends_a_text": ["set"],
   "test_generate.py::test_one_compilation_for_a_bucket_of_shapes": [],
