@@ -14,10 +14,10 @@ import jax
 
 from set_diffusion_jax import api, cli, data, plan
 from set_diffusion_jax.cli import batch
-from set_diffusion_jax.config import Config
+from set_diffusion_jax.config import COMMITS, Config
 from set_diffusion_jax.figures import masks
 from set_diffusion_jax.training import train
-from tests.fuzz import links
+from tests.fuzz import links, mutate
 from tests.fuzz.check import Case
 
 _load = api.load
@@ -46,6 +46,8 @@ _VALUES = [
   *("32:0.5", "v4:2x2x2", "gpu:h100x8", "v5e:0x0", f"v4:{'9' * 30}x1x1", "gpu:h100x0"),
   *(r"\s*", "(", "(a+)+$", "[[:alpha:]]", "left_to_right", "all", "ptb,ptb", "lambada"),
 ]
+# Some are right for some options, so that what comes after them is reached.
+_NUMBERS = "0 1 2 3 4 8 16 64 -1 0.5 0.9 1.5 1e-9 1e9 4294967295 4294967296".split()
 _OPTIONS = {
   "train": """--workdir --profile! --coordinator --processes --process
     --meeting-timeout --compilation-cache""",
@@ -63,7 +65,18 @@ _OPTIONS = {
 }
 _OPTIONS["infill"] = _OPTIONS["sample"].replace("--prompt --length ", "")
 _OPTIONS = {verb: names.split() for verb, names in _OPTIONS.items()}
-_FIELDS = sorted(Config().flat())
+_FIELDS = dict(sorted(Config().flat().items()))
+_OF_CHECKPOINTS = ("evaluate", "sample", "infill")
+_CHANGEABLE = ("data.", "evaluate.", "decode.", "method.", "compat", "model.dtype")
+_CHOICES = {
+  "--commit": COMMITS,
+  "--weights": ("raw",),
+  "--by": ("token",),
+  "--stop-confidence": ("3:0.5",),
+  "--stop-entropy": ("3:0.5",),
+  "--zero-shot": ("ptb", "all"),
+  "--dtype": ("float16", "bfloat16"),
+}
 _FILES = ("--output", "--by-output", "--json", "--workdir", "--compilation-cache")
 
 
@@ -108,9 +121,14 @@ def run(home: pathlib.Path, arguments: list[str]) -> int:
       return 0
 
 
-def _override(rng: random.Random) -> str:
+def _override(rng: random.Random, verb: str) -> str:
   """A change of a field of the configuration, which may not exist."""
-  field = rng.choice(_FIELDS)
+  field = rng.choice(list(_FIELDS))
+  if verb in _OF_CHECKPOINTS and rng.random() < 0.8:  # others are fixed there
+    field = rng.choice([f for f in _FIELDS if f.startswith(_CHANGEABLE)])
+  value = rng.choice(_VALUES)
+  if rng.random() < 0.5:
+    value = mutate.near(rng, _FIELDS[field])
   act = rng.randrange(12)
   if act == 0:
     field = rng.choice([field.upper(), field + "x", field.split(".")[0], "", "."])
@@ -118,19 +136,21 @@ def _override(rng: random.Random) -> str:
     field = rng.choice(["a.b.c", "model..width", "__class__", "model.__init__", "é"])
   if act == 2:
     return rng.choice([f"--config.{field}", f"--config.{field}=", f"--config{field}=1"])
-  return f"--config.{field}={rng.choice(_VALUES)}"
+  return f"--config.{field}={value}".replace("\0", "")  # no argument can have it
 
 
 def _value(rng: random.Random, box: pathlib.Path, option: str) -> str:
   if option in _FILES:  # never outside of the box
     place = rng.choice(["out/", "out/none/", "", "out/a file/"])
     return str(box / place) + "/" + links.name(rng)
-  return rng.choice(_VALUES)
+  if option in _CHOICES and rng.random() < 0.5:
+    return rng.choice(_CHOICES[option])
+  return rng.choice(_NUMBERS if rng.random() < 0.5 else _VALUES)
 
 
 def _base(rng, home, box, verb) -> list[str]:
   """A command line that is right."""
-  if verb in ("evaluate", "sample", "infill"):
+  if verb in _OF_CHECKPOINTS:
     where = home / "orbax" if rng.random() < 0.8 else box / "nothing"
     more = ["The [MASK:3] sat."] if verb == "infill" else []
     return [verb, f"--checkpoint={where}", *more]
@@ -160,7 +180,7 @@ def _command(verb: str, rng, home, box) -> Case:
       given = flag if option.endswith("!") else f"{flag}={_value(rng, box, flag)}"
       arguments.append(given)
     elif act < 9:
-      arguments.append(_override(rng))
+      arguments.append(_override(rng, verb))
     elif act == 9:
       arguments.append(
         rng.choice([flag, f"{flag}x=1", f"{flag}=", flag[:-1], "--help"])
