@@ -193,6 +193,13 @@ VALUES = [
 ]
 
 
+@pytest.mark.parametrize("protocol", [2, 5])
+def test_arrays_of_numpy_are_skipped(tmp_path, protocol):
+  value = {"array": np.arange(3), "number": np.float64(2)}
+  path = program(tmp_path / "x.pt", pickle.dumps(value, protocol))
+  assert {type(v) for v in Archive(path).load().values()} == {Skipped}
+
+
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
 def test_programs_that_are_right(tmp_path, protocol):
   """As pickle itself reads them; sets hold no weights."""

@@ -52,6 +52,8 @@ _SKIPPED = {
   "numpy": ("dtype", "ndarray"),
   "numpy.core.multiarray": ("_reconstruct", "scalar"),
   "numpy._core.multiarray": ("_reconstruct", "scalar"),
+  "numpy.core.numeric": ("_frombuffer",),
+  "numpy._core.numeric": ("_frombuffer",),
   "_codecs": ("encode",),
   "torch": ("device", "Tensor"),
   "torch.nn.parameter": ("Parameter",),
