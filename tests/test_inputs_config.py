@@ -60,7 +60,7 @@ def tensors(head=None):
 
 
 def plain(folder, found=None, tokens=None, without=(), **changes):
-  """A plain Qwen3 directory, with a tokenizer of so many words."""
+  """A plain Qwen3 directory, and a tokenizer of so many words, four of them special."""
   folder.mkdir(parents=True, exist_ok=True)
   found = tensors() if found is None else found
   (folder / "model.safetensors").write_bytes(safetensors_bytes(found))
@@ -68,7 +68,10 @@ def plain(folder, found=None, tokens=None, without=(), **changes):
   (folder / "config.json").write_text(json.dumps(values))
   if tokens is not None:
     words = {f"w{number}": number for number in range(tokens)}
-    text = json.dumps({"model": {"type": "WordLevel", "vocab": words}})
+    model = {"type": "WordLevel", "vocab": words, "unk_token": "w4"}
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    added = [{"id": n, "content": f"w{n}", "special": True, **flags} for n in range(4)]
+    text = json.dumps({"model": model, "added_tokens": added})
     (folder / "tokenizer.json").write_text(text)
   return folder
 

@@ -48,6 +48,7 @@ QWEN3_CONFIG = {
   "hidden_act": "silu",
   "hidden_size": WIDTH,
   "intermediate_size": FFN,
+  "mask_token_id": 63,
   "max_position_embeddings": LENGTH,
   "model_type": "qwen3",
   "num_attention_heads": HEADS,

@@ -87,16 +87,16 @@ def stubs(home: pathlib.Path):
   def accept(*_, **__):
     raise Accepted
 
-  def load(path, weights=None):
-    if str(path) == str(home / "orbax") and weights != "ema":
+  def load(path, weights=None, backbone_config=None):
+    if str(path) == str(home / "orbax") and weights != "ema" and not backbone_config:
       return _model(home)
-    return _load(path, weights)
+    return _load(path, weights, backbone_config)
 
   cache = jax.config.jax_compilation_cache_dir
   with contextlib.ExitStack() as stack:
     for place, name in (
       *((jax.distributed, "initialize"), (train, "train"), (plan, "make_plan")),
-      *((batch, "show_batch"), (data, "prepare"), (masks, "drawn_index")),
+      *((batch, "batch_figures"), (data, "prepare"), (masks, "drawn_index")),
       *((api.Model, "generation"), (api.Model, "evaluator")),
     ):
       stack.enter_context(mock.patch.object(place, name, accept))
