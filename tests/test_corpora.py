@@ -49,6 +49,8 @@ def write_tokenizers(folder):
   )
   bert.train_from_iterator([tiny.TEXT], trainer)
   gpt2 = json.loads(data.train_bpe([tiny.TEXT], 300))
+  words = gpt2["model"]["vocab"]
+  words["<|endoftext|>"] = words.pop("<eos>")
   gpt2["added_tokens"] = [
     {**token, "content": "<|endoftext|>"}
     for token in gpt2["added_tokens"]

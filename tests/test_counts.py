@@ -3,7 +3,6 @@
 import functools
 import itertools
 import math
-import types
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +12,7 @@ import pytest
 from set_diffusion_jax import sharding
 from set_diffusion_jax.api import Model
 from set_diffusion_jax.config import MeshConfig
-from set_diffusion_jax.data import Blocks, Frame, Tokens
+from set_diffusion_jax.data import Blocks, Frame, IdTokenizer, Tokens
 from set_diffusion_jax.diffusion.corruption import (
   Batch,
   Noise,
@@ -54,7 +53,7 @@ def model(method, **changes) -> Model:
     **changes,
   }
   obj = tiny.objective(VOCAB, **settings)
-  tokenizer = types.SimpleNamespace(vocabulary=tiny.vocabulary(VOCAB))
+  tokenizer = IdTokenizer(tiny.vocabulary(VOCAB))
   return Model(obj.config, tiny.params(obj, scale=0.5), tokenizer, 0)
 
 

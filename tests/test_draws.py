@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from set_diffusion_jax.cli.batch import show_batch
+from set_diffusion_jax.cli.batch import batch_figures
 from set_diffusion_jax.config import Config
 from set_diffusion_jax.diffusion.draws import (
   DECODE,
@@ -57,7 +57,7 @@ def test_inspect_shows_the_masks_of_the_first_step(tmp_path, monkeypatch, name, 
   fields.method.update({"block_size": 4, "noise": noise})
   fields.corruption.update({"t_min": 0.2, "t_max": 0.7})
   config = Config.from_dict(fields.to_dict())
-  shown = show_batch(config, 2)["masked"]
+  shown = batch_figures(config, 2)[0]["masked"]
   drawn = []
   plain = Objective.training_draws
 

@@ -6,7 +6,6 @@ import itertools
 import math
 import pathlib
 import tempfile
-import types
 
 import jax
 import jax.numpy as jnp
@@ -141,7 +140,7 @@ def test_several_drawn_orders_of_sets_make_one_distribution():
   vocabulary = tiny.vocabulary(5)
   network = build_network(c.model, vocabulary.size)
   params = tiny.params(Objective(c, network, vocabulary.mask, vocabulary.eos))
-  m = Model(c, params, types.SimpleNamespace(vocabulary=vocabulary), 0)
+  m = Model(c, params, data.IdTokenizer(vocabulary), 0)
   texts = np.array(list(itertools.product(range(4), repeat=3)))  # without [MASK]
   bounds = [float(m.log_prob_bound(text[None], orders=3)[0]) for text in texts]
   assert np.exp(bounds).sum() == pytest.approx(1, abs=1e-5)
@@ -161,7 +160,7 @@ def test_several_drawn_orders_of_sets_make_one_distribution():
 )
 def test_orders_that_do_not_mix_are_refused(changes, why):
   c = tiny.config(**changes)
-  tokenizer = types.SimpleNamespace(vocabulary=tiny.vocabulary(12))
+  tokenizer = data.IdTokenizer(tiny.vocabulary(12))
   with pytest.raises(ValueError, match=f"log_prob_bound: .*{why}"):
     Model(c, None, tokenizer, 0).log_prob_bound([[0]])
 
