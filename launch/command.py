@@ -6,6 +6,7 @@ itself stands after `--` and goes to set-diffusion as it is.
 
 import argparse
 import itertools
+import os
 import pathlib
 import re
 import shlex
@@ -138,6 +139,14 @@ def lines(words: Sequence[str]) -> str:
   return " \\\n  ".join(rows)
 
 
+def show(text: str) -> None:
+  """Prints a text, as far as it is read: `head` may have seen enough."""
+  try:
+    print(text, flush=True)
+  except BrokenPipeError:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def run(words: Sequence[str], text: str, dry_run: bool) -> int:
   """Runs a command with a text as its standard input, or prints both to be pasted.
 
@@ -145,7 +154,7 @@ def run(words: Sequence[str], text: str, dry_run: bool) -> int:
     The exit code.
   """
   if dry_run:
-    print(f"{lines(words)} <<'END'\n{text}END")
+    show(f"{lines(words)} <<'END'\n{text}END")
     return 0
   try:
     return subprocess.run(words, input=text, text=True, check=False).returncode

@@ -161,7 +161,7 @@ def main() -> int:
     for index in range(options.processes):
       variables = environment(options.processes, options.devices, index, port)
       words = [f"{name}={shlex.quote(value)}" for name, value in variables.items()]
-      print(" ".join([*words, shlex.join(program)]))
+      shared.show(" ".join([*words, shlex.join(program)]))
     return 0
   return supervise(program, options.processes, options.devices, options.restarts)
 

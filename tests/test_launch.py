@@ -57,6 +57,22 @@ def shown(launch):
   return show
 
 
+@pytest.mark.parametrize("script", ["gke", "local"])
+def test_a_reader_that_has_seen_enough(script):
+  words = {"gke": [*GKE, "--topology=v5e:16x16"], "local": ["--processes=1"]}[script]
+  reading, writing = os.pipe()
+  os.close(reading)
+  ended = subprocess.run(
+    [sys.executable, LAUNCH / f"{script}.py", *words, "--dry-run", *NAMED],
+    stdout=writing,
+    stderr=subprocess.PIPE,
+    text=True,
+    check=False,
+  )
+  os.close(writing)
+  assert (ended.returncode, ended.stderr) == (0, "")
+
+
 def is_bash(text):
   return not subprocess.run(
     ["bash", "-n"], input=text, text=True, check=False
