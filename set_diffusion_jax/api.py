@@ -82,8 +82,8 @@ class Model:
     mesh = sharding.make_mesh(MeshConfig())
     return Evaluator(self._objective(mesh), held_out, mesh, by)
 
-  def protocol(self, held_out: data.Blocks) -> dict:
-    """What a perplexity of `evaluator` depends on besides the weights."""
+  def protocol(self, evaluator: Evaluator) -> dict:
+    """What a perplexity of an `evaluator` depends on besides the weights."""
     c = self.config
     windows = "side by side"
     if c.evaluate.stride:
@@ -117,11 +117,11 @@ class Model:
       "method_settings": dataclasses.asdict(c.method),
       "dtype": c.model.dtype,
       "order": c.evaluate.order,
-      "order_sha256": _file_digest(c.evaluate.order),
+      "order_sha256": evaluator.order_digest,
       "sequences": c.evaluate.sequences,
       "source": c.data.source,
       "split": "validation",
-      "sequences_sha256": held_out.digest,
+      "sequences_sha256": evaluator.held_out.digest,
       "detokenizer": c.data.detokenizer,
       "detokenizer_sha256": detokenizer_digest(c.data.detokenizer),
       "tokenizer": self.tokenizer.name,
@@ -373,13 +373,6 @@ class Model:
       )
     tokens, rows = tokens.astype(np.int32), rows.astype(np.int32)
     return Batch(*map(jnp.asarray, (tokens, np.ones_like(context), context, rows)))
-
-
-def _file_digest(order: str) -> str | None:
-  """SHA-256 of a file of orders; None for an order that has a name."""
-  if not order.endswith(".npy"):
-    return None
-  return hashlib.sha256(pathlib.Path(order).read_bytes()).hexdigest()
 
 
 def load(

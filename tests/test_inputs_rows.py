@@ -145,15 +145,16 @@ def test_only_what_asks_for_it_leaves_rows_out():
 
 def test_a_likelihood_says_which_rows_it_is_over(capsys):
   held_out = types.SimpleNamespace(digest="x")
+  evaluator = types.SimpleNamespace(held_out=held_out, order_digest=None)
   said = {
     "rows": "all rows, 30 of them without a token",
     "tokens": "rows with a token; 30 without one are left out",
   }
   for choice, words in said.items():
     m = model("set", evaluate__softmax=choice)
-    assert m.protocol(held_out)["softmax"] == words
+    assert m.protocol(evaluator)["softmax"] == words
   whole = dataclasses.replace(m, tokenizer=data.ByteTokenizer())
-  assert "softmax" not in whole.protocol(held_out)
+  assert "softmax" not in whole.protocol(evaluator)
   with pytest.raises(UserError, match=r'evaluate\.softmax = "some": must be one of'):
     model("set", evaluate__softmax="some")
   figures = dict.fromkeys(("tokens", "bytes", "sequences", "draws"), 1)

@@ -115,7 +115,7 @@ def _likelihood(
   from set_diffusion_jax.training.metrics import Progress
 
   evaluator = processes.together(lambda: model.evaluator(by))
-  protocol = model.protocol(evaluator.held_out)
+  protocol = model.protocol(evaluator)
   identity = {**protocol, "weights_digest": model.weights_digest}
   processes.check_same(identity)
   found = None

@@ -2,6 +2,7 @@
 
 import collections
 import functools
+import hashlib
 import pathlib
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -85,6 +86,13 @@ class Evaluator:
     )
 
   @settled()
+  @property
+  def order_digest(self) -> str | None:
+    """SHA-256 of the positions that a file of orders gives; None for other orders."""
+    if self.objective.config.evaluate.order in _NAMED_ORDERS:
+      return None
+    return hashlib.sha256(self._order.tobytes()).hexdigest()
+
   def run(
     self,
     params,
@@ -151,12 +159,14 @@ def _draws(objective: Objective) -> int:
   return 1 if objective.one_stream else objective.config.evaluate.draws
 
 
+_NAMED_ORDERS = ("drawn", "left_to_right")  # any other one is a file
+
+
 def _read_order(order: str, length: int, sequences: int) -> np.ndarray | None:
   """evaluate.order as int32 [1 or n, L]; None where orders are drawn."""
-  if order == "drawn":
-    return None
-  if order == "left_to_right":
-    return np.arange(length, dtype=np.int32)[None]
+  if order in _NAMED_ORDERS:
+    every = np.arange(length, dtype=np.int32)[None]
+    return every if order == "left_to_right" else None
   where = f'evaluate.order = "{order}"'
   position = np.atleast_2d(read_array(pathlib.Path(order), where))
   if position.shape not in ((1, length), (sequences, length)):
