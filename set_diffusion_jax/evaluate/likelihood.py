@@ -85,7 +85,6 @@ class Evaluator:
       out_shardings=sharding.replicated(mesh),
     )
 
-  @settled()
   @property
   def order_digest(self) -> str | None:
     """SHA-256 of the positions that a file of orders gives; None for other orders."""
@@ -93,6 +92,7 @@ class Evaluator:
       return None
     return hashlib.sha256(self._order.tobytes()).hexdigest()
 
+  @settled()
   def run(
     self,
     params,
