@@ -18,9 +18,10 @@ _BUFFER = "rotary_emb.inv_freq"
 
 # Keys of a config.json that change nothing of what is computed here.
 IRRELEVANT = {
-  *("architectures", "attention_dropout", "dropout", "torch_dtype", "dtype"),
-  *("transformers_version", "use_cache", "initializer_range", "eps", "tokenizer_name"),
-  *("eval_block_size", "model_type", "length", "block_size", "_name_or_path"),
+  *("torch_dtype", "dtype", "transformers_version", "use_cache", "initializer_range"),
+  *("_name_or_path", "tokenizer_name", "eps"),
+  # They stand in groups of a published file, beside the ones that count.
+  *("length", "block_size"),
   # While `use_sliding_window` is false; code of the checkpoint is never run.
   *("sliding_window", "max_window_layers", "auto_map"),
 }
