@@ -22,6 +22,8 @@ IRRELEVANT = {
   *("_name_or_path", "tokenizer_name", "eps"),
   # They stand in groups of a published file, beside the ones that count.
   *("length", "block_size"),
+  # Of the levels of the other methods.
+  *("sampling_eps_min", "sampling_eps_max"),
   # While `use_sliding_window` is false; code of the checkpoint is never run.
   *("sliding_window", "max_window_layers", "auto_map"),
 }
