@@ -52,6 +52,9 @@ INSPECT = ["inspect", "--mask", "--config=quickstart"]
     ([*SAMPLE, f"--seed={2**32}"], [f"--seed={2**32}: must be at most {2**32 - 1}"]),
     ([*SAMPLE, "--seed=-1"], ["--seed=-1: must be at least 0"]),
     ([*INSPECT, f"--seed={2**32}"], [f"--seed={2**32}: must be at most"]),
+    ([*SAMPLE, "--stop=--"], ["--stop=--: two hyphens"]),
+    (["evaluate", "--checkpoint=c", "--zero-shot=--"], ["--zero-shot=--: two hyphens"]),
+    ([*INSPECT, "--config.data.length=" + "a" * 5000], ["data.length=aaa", "aaa..."]),
     ([*INSPECT, "--config.=2"], ["config. with no name after it is not a field"]),
     ([*INSPECT, "--config.model.=2"], ["config.model. with no name after it"]),
     ([*INSPECT, f"--config.train.seed={2**32}"], ["train.seed", "below 2**32"]),
@@ -75,6 +78,7 @@ def test_what_cannot_be_meant_is_one_line(
   captured = capsys.readouterr()
   (line,) = captured.err.splitlines()
   assert line.startswith("error: ") and not captured.out
+  assert len(line) < 2000 + max(map(len, arguments), default=0)
   for word in words:
     assert word in line, line
   assert not os.listdir(tmp_path)
