@@ -78,7 +78,7 @@ def read(workdir: pathlib.Path) -> tuple[Config, dict]:
 
 def _stored(workdir: pathlib.Path) -> dict:
   """What a run's configuration file holds; UserError if that is no JSON object."""
-  stored = parse_json((workdir / CONFIG).read_bytes(), str(workdir / CONFIG))
+  stored = parse_json(paths.file_content(workdir / CONFIG), str(workdir / CONFIG))
   if not isinstance(stored, dict):
     raise UserError(f"{workdir / CONFIG}: is damaged")
   return stored

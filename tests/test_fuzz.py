@@ -7,6 +7,7 @@ import contextlib
 import io
 import pickle
 import socket
+import sys
 import time
 import zipfile
 
@@ -61,10 +62,9 @@ def before(monkeypatch, act):
   """Does something before a checkpoint is described or converted."""
   module = set_diffusion_jax.convert
   describe, convert = module.describe, module.convert
-  monkeypatch.setattr(module, "describe", lambda p, *a: act(p) or describe(p, *a))
-  monkeypatch.setattr(
-    module, "convert", lambda p, *a, **k: act(p) or convert(p, *a, **k)
-  )
+  for name, real in (("describe", describe), ("convert", convert)):
+    after = lambda p, *a, real=real, **k: act(p) or real(p, *a, **k)
+    monkeypatch.setattr(module, name, after)
 
 
 class Trusting(pickle.Unpickler):
@@ -89,6 +89,12 @@ def fails(error):
   raise error
 
 
+def says(text):
+  """Refuses with just this on standard error."""
+  sys.stderr.write(text)
+  raise SystemExit(2)
+
+
 def allocate(size):
   """Touches so many bytes."""
   return len(b"x" * size) < 0
@@ -99,8 +105,8 @@ PLANTED = {
   "traceback": lambda path: fails(KeyError("layers")),
   "traceback of Rust": lambda path: fails(Panic("index out of bounds")),
   "traceback of memory": lambda path: allocate(2**36),
-  "not one line": lambda path: fails(UserError(f"{path}: is wrong\nin two lines")),
-  "unreadable line": lambda path: fails(UserError(f"{path}: is \x1b[2J")),
+  "not one line": lambda path: says(f"a warning\nerror: {path}: is wrong\n"),
+  "unreadable line": lambda path: says(f"error: {path}: is \x1b[2J\n"),
   "names nothing": lambda path: fails(UserError("something is wrong")),
   "exit code": lambda path: fails(SystemExit(3)),
   "outside": lambda path: (path.parent / "planted").touch(),
@@ -163,7 +169,7 @@ def test_a_key_that_is_ignored_is_found(home, monkeypatch):
   real = set_diffusion_jax.convert.describe
   whole = {base: real(home / base) for base in ("dit", "qwen3", "older")}
 
-  def describe(path, *arguments):
+  def describe(path, **_):
     text = (path / "config.json").read_text(errors="replace")
     base = "qwen3" if "hidden_act" in text else "older" if "n_blocks" in text else "dit"
     return whole[base]

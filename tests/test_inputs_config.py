@@ -456,6 +456,7 @@ DIT_CHANGES = [
   {"backbone_config": {"vocab_size": 63}},
   {"backbone_config": {"n_heads": 0}},
   *({"backbone_config": {"dropout": x}} for x in (1, -0.1, "0")),
+  {"backbone_config": {"_target_": "src.backbone.dit.DITx"}},
   {"backbone_config": {"is_esolm_backbone": True}},
   {"backbone_config": {"qk_norm": True}},
   {"noise_config": {"power": 2}},

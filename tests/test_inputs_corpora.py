@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import re
 import time
 
@@ -14,6 +15,7 @@ from set_diffusion_jax import cli, data, workdir
 from set_diffusion_jax.config import DataConfig
 from set_diffusion_jax.data.detokenize import RULES, detokenizer
 from set_diffusion_jax.errors import UserError
+from set_diffusion_jax.inputs import paths
 from set_diffusion_jax.inputs.arrays import read_array
 from tests import tiny
 
@@ -192,6 +194,26 @@ def test_a_manifest_that_cannot_be(corpus, tmp_path, path, value, words):
     return [blocks[row] for row in range(len(blocks))]
 
   refused(read_all, "data.directory", words)
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "plan.json"])
+def test_devices_and_pipes_in_place_of_a_manifest(tmp_path, name):
+  config = write_lines(tmp_path, [{"text": f"{i} {tiny.TEXT}"} for i in range(9)])
+  folder = tmp_path / "prepared"
+  folder.mkdir()
+  for make in (lambda path: path.symlink_to("/dev/zero"), os.mkfifo):
+    make(folder / name)
+    if name == "plan.json":
+      refused(lambda: data.prepare(config, folder), name, "must be a file")
+    else:
+      given = DataConfig(source="prepared", directory=str(folder))
+      refused(lambda given=given: data.load(given), "data.directory", "must be a file")
+    (folder / name).unlink()
+
+
+def test_an_endless_tokenizer_is_refused(monkeypatch):
+  monkeypatch.setattr(paths.content, "__defaults__", (10**6,))
+  refused(lambda: data.load_tokenizer("/dev/zero"), "holds more than 1,000,000 bytes")
 
 
 def test_ends_of_documents_that_cannot_be(corpus, tmp_path):

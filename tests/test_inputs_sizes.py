@@ -252,6 +252,7 @@ def archives():
     "differs between, name": change(30, b"b"),
     "differs between, method": change(8, struct.pack("<H", 8)),
     "is damaged": change(first + 20, struct.pack("<I", 10**9)),
+    "starts outside of the file": change(end + 16, b"\xff" * 4),
     "is truncated inside": large,
     "encrypted": change(first + 8, struct.pack("<H", 1)),
     "is damaged (Bad CRC": change(whole.index(EMPTY), b"\x80\x03"),

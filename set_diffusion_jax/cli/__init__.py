@@ -134,7 +134,13 @@ def _run(argv: list[str]) -> int:
 
 
 def _check_equals(argv: list[str]) -> None:
-  """UserError for a `--config FILE` or `--config.a.b VALUE` with a space in it."""
+  """UserError for `--config FILE`, `--config.a.b VALUE` and a value of two hyphens.
+
+  argparse takes such a value out of the arguments, as the end of the options.
+  """
+  for word in itertools.takewhile(lambda word: word != "--", argv):
+    if word.startswith("--") and word.endswith("=--"):
+      raise UserError(f"{word}: two hyphens alone cannot be the value of an option")
   for word, following in itertools.pairwise([*argv, "--"]):
     field = word.startswith("--config.") and "infill" not in argv  # it takes texts
     bare = (word == "--config" or field) and "=" not in word

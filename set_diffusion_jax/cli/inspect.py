@@ -7,6 +7,7 @@ from set_diffusion_jax.cli.files import check_output, show, write
 from set_diffusion_jax.config import Config
 from set_diffusion_jax.config.files import read_config
 from set_diffusion_jax.errors import UserError
+from set_diffusion_jax.inputs.paths import content
 from set_diffusion_jax.inputs.records import parse_json
 
 
@@ -15,11 +16,10 @@ def convert(arguments: argparse.Namespace) -> None:
   from set_diffusion_jax import convert as conversion
 
   figures = None
-  where = f"--evaluation={arguments.evaluation}"
   if arguments.evaluation is not None:
     where = f"--evaluation={arguments.evaluation}"
     try:
-      figures = parse_json(arguments.evaluation.read_bytes(), where)
+      figures = parse_json(content(arguments.evaluation), where)
     except OSError as error:
       raise UserError(f"{where}: {error.strerror}") from None
     if not isinstance(figures, dict):

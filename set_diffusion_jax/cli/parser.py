@@ -4,7 +4,7 @@ import argparse
 import difflib
 import re
 
-from set_diffusion_jax.cli.values import number, path, source, whole
+from set_diffusion_jax.cli.values import number, path, seed, source, whole
 from set_diffusion_jax.config import COMMITS, WEIGHTS
 from set_diffusion_jax.data.zero_shot import ZERO_SHOT
 from set_diffusion_jax.errors import UserError
@@ -142,7 +142,7 @@ def _evaluate(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--draws", type=whole(), help="orders drawn for each sequence")
   parser.add_argument("--sequences", type=whole(), help="only the first ones")
   parser.add_argument("--batch-size", type=whole())
-  parser.add_argument("--seed", type=whole(), help="of the drawn orders")
+  parser.add_argument("--seed", type=seed, help="of the drawn orders")
   parser.add_argument(
     "--order", help='"left_to_right" or a .npy file of positions: exact log p under it'
   )
@@ -226,7 +226,7 @@ def _inspect(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--data", action="store_true", help="show a batch of --config")
   parser.add_argument("--rows", type=whole(0), default=3, help="of that batch to print")
   parser.add_argument("--length", type=whole(), default=16, help="positions to draw")
-  parser.add_argument("--seed", type=whole(), default=0, help="of the drawn order")
+  parser.add_argument("--seed", type=seed, default=0, help="of the drawn order")
   parser.add_argument(
     "--methods", help="comma-separated, side by side; default: the configuration's"
   )
@@ -253,7 +253,7 @@ def _generation(parser: argparse.ArgumentParser, field: str) -> None:
   parser.add_argument(
     "--batch-size", type=whole(1), default=64, help="texts at once; changes no result"
   )
-  parser.add_argument("--seed", type=whole(), default=0)
+  parser.add_argument("--seed", type=seed, default=0)
   parser.add_argument("--commit", choices=COMMITS)
   parser.add_argument("--tokens-per-step", type=number())
   parser.add_argument(

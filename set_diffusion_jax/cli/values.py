@@ -43,6 +43,11 @@ def whole(least: int = -_LARGEST, most: int = _LARGEST) -> Callable[[str], int]:
   return read
 
 
+def seed(text: str) -> int:
+  """Reads a seed: 0 to 2^32 - 1, each with a key of its own."""
+  return whole(0, 2**32 - 1)(text)
+
+
 def number(above: float = -math.inf, most: float = math.inf) -> Callable[[str], float]:
   """Reads finite numbers in a range, in plain digits."""
 

@@ -41,7 +41,8 @@ def check_known(hints: Mapping, name: str, prefix: str) -> None:
   if name not in hints:
     near = difflib.get_close_matches(str(name), hints, 1)
     hint = f"did you mean {prefix}{near[0]}?" if near else f"known: {', '.join(hints)}"
-    raise UserError(f"{prefix}{name} is not a field; {hint}")
+    called = f"{prefix}{name}" if name else f"config.{prefix} with no name after it"
+    raise UserError(f"{called} is not a field; {hint}")
 
 
 def _typed(name: str, value, hint):

@@ -3,6 +3,7 @@
 import importlib.machinery
 import importlib.util
 import pathlib
+import re
 import sys
 from collections.abc import Sequence
 
@@ -113,6 +114,7 @@ def changed_fields(arguments: Sequence[str]) -> list[str]:
 
 
 def one_line(error: Exception) -> str:
-  """The first line of what an exception says."""
+  """The first line of what an exception says; long values in it are cut."""
   text = str(error.args[0]) if error.args else type(error).__name__
-  return text.strip().splitlines()[0]
+  line = (text.strip().splitlines() or [type(error).__name__])[0]
+  return re.sub(r"\S{400,}", lambda match: f"{match[0][:200]}...", line)

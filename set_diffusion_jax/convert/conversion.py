@@ -1,6 +1,7 @@
 """`convert`: opens the source, streams it into a fresh directory, proves the result."""
 
 import dataclasses
+import importlib.util
 import pathlib
 from collections.abc import Mapping
 
@@ -17,7 +18,7 @@ from set_diffusion_jax.convert.to_orbax import write_orbax
 from set_diffusion_jax.convert.to_pytorch import write_pytorch
 from set_diffusion_jax.convert.transfer import Cast
 from set_diffusion_jax.convert.verify import verify_apart, verify_here
-from set_diffusion_jax.data import JsonTokenizer, restore_tokenizer
+from set_diffusion_jax.data import JsonTokenizer, PieceTokenizer, restore_tokenizer
 from set_diffusion_jax.errors import UserError
 from set_diffusion_jax.inputs.paths import given
 from set_diffusion_jax.numerics import settled
@@ -97,7 +98,10 @@ def convert(
   source, destination = given(source), given(destination)
   opened = open_source(source, weights, backbone_config)
   check_outside(opened, destination)
-  if opened.tokenizer == JsonTokenizer.name:
+  readable = {JsonTokenizer.name}
+  if importlib.util.find_spec("sentencepiece"):
+    readable.add(PieceTokenizer.name)
+  if opened.tokenizer in readable:
     restore_tokenizer(opened.described)  # damaged: refused before anything is written
   cast = Cast(opened, dtype)
   verified, difference = 0, None

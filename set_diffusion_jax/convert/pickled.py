@@ -201,17 +201,19 @@ class Archive:
     The local header must say what the directory says: other readers follow the one or
     the other. Sizes of zero there mean that they follow the data.
     """
+    where = f"{self.path}: {shown(info.filename)}"
+    if not 0 <= info.header_offset <= self.path.stat().st_size:
+      raise UserError(f"{where} is damaged: it starts outside of the file")
     with self.path.open("rb") as file:
       file.seek(info.header_offset)
       header = file.read(30)
       if len(header) != 30 or header[:4] != b"PK\x03\x04":
-        raise UserError(f"{self.path}: {shown(info.filename)} is damaged")
+        raise UserError(f"{where} is damaged")
       method, packed, size, name, extra = struct.unpack("<8xH8xIIHH", header)
       encoding = "utf-8" if info.flag_bits & 0x800 else "cp437"
       spelled = file.read(name).decode(encoding, "replace")
     known = {0, 2**32 - 1, info.file_size}
     if method or {packed, size} - known or spelled != info.orig_filename:
-      where = f"{self.path}: {shown(info.filename)}"
       raise UserError(f"{where} differs between the directory and its own header")
     offset = info.header_offset + 30 + name + extra
     if offset + info.file_size > self.path.stat().st_size:

@@ -109,7 +109,7 @@ def _published(fields: Fields, shapes: Shapes, qwen3, tokens) -> Settings:
   if length > LONGEST:
     fields.wrong("length", f"at most {LONGEST} tokens")
   target = backbone("_target_", str).rpartition(".")[2]
-  dit = "DIT" in target
+  dit = target == "DIT"
   if dit and qwen3 is not None:
     raise UserError(f"{qwen3.path}: is for a Qwen3 backbone; {fields.path} has a DiT")
   if dit:

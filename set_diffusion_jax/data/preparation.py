@@ -34,6 +34,7 @@ from set_diffusion_jax.data.shards import (
 from set_diffusion_jax.data.sources import SIDES, Source
 from set_diffusion_jax.data.tokenizer import load_tokenizer
 from set_diffusion_jax.errors import UserError
+from set_diffusion_jax.inputs.paths import file_content
 from set_diffusion_jax.inputs.records import parse_json
 
 SHARD = 32 * 2**20  # characters of text
@@ -128,7 +129,10 @@ def _claim(output: pathlib.Path, settings: dict) -> None:
   plan = output / prepared.PLAN
   if plan.exists():
     where = f"--output={output}: {prepared.PLAN}"
-    found = parse_json(plan.read_bytes(), where)
+    try:
+      found = parse_json(file_content(plan), where)
+    except OSError as error:
+      raise UserError(f"{where}: {error.strerror}") from None
     if not isinstance(found, dict):
       raise UserError(f"{where}: must be a JSON object; give a new directory")
     _compare(output, found, settings)

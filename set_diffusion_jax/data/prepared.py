@@ -25,7 +25,7 @@ from set_diffusion_jax.data.manifest import check_manifest, read_ends
 from set_diffusion_jax.data.text import Text, stored_digest
 from set_diffusion_jax.data.tokenizer import Tokenizer, load_tokenizer
 from set_diffusion_jax.errors import UserError
-from set_diffusion_jax.inputs.paths import Opened
+from set_diffusion_jax.inputs.paths import Opened, file_content
 from set_diffusion_jax.inputs.records import parse_json
 
 FORMAT_VERSION = 1
@@ -70,7 +70,7 @@ class Prepared:
     found = cls(folder, {})
     where = f"{found.where}: its {MANIFEST} is damaged"
     try:
-      content = (folder / MANIFEST).read_bytes()
+      content = file_content(folder / MANIFEST)
     except FileNotFoundError:
       state = f"has no {MANIFEST}; nothing was prepared there"
       if (folder / PLAN).exists():

@@ -15,7 +15,7 @@ from set_diffusion_jax.data import prepared
 from set_diffusion_jax.data.sources import finished
 from set_diffusion_jax.data.tokenizer import load_tokenizer
 from set_diffusion_jax.errors import UserError
-from set_diffusion_jax.inputs.paths import Opened
+from set_diffusion_jax.inputs.paths import Opened, file_content
 from set_diffusion_jax.inputs.records import parse_json
 
 _OPTIONS = "group_size:1,uncompressed"  # what random access reads fastest
@@ -90,10 +90,10 @@ def write_shard(job: Job) -> dict:
 def _whole_note(path: pathlib.Path, job: Job) -> dict | None:
   """The note of a shard that is there as it says; None if anything is wrong with it."""
   try:
-    found = parse_json(path.read_bytes(), str(path))
+    found = parse_json(file_content(path), str(path))
     same = found["text_sha256"] == job.sha256
     return found if same and _is_whole(job.folder, found["files"]) else None
-  except (UserError, KeyError, TypeError, AttributeError):
+  except (UserError, OSError, KeyError, TypeError, AttributeError):
     return None
 
 

@@ -15,6 +15,7 @@ from set_diffusion_jax.data.json_tokenizer import JsonTokenizer
 from set_diffusion_jax.data.pieces import STORED, PieceTokenizer
 from set_diffusion_jax.data.vocabulary import Runs, Vocabulary, between, count, utf8
 from set_diffusion_jax.errors import UserError
+from set_diffusion_jax.inputs import paths
 from set_diffusion_jax.inputs.names import check_pointer
 
 
@@ -119,7 +120,7 @@ def load_tokenizer(name: str) -> Tokenizer:
     whole = path / "tokenizer.json"
     path = pieces if pieces.exists() and not whole.exists() else whole
   try:
-    content = path.read_bytes()
+    content = paths.content(path)
   except (OSError, ValueError) as error:
     reason = getattr(error, "strerror", None) or "is no name of a file"
     raise UserError(

@@ -6,12 +6,14 @@ some of them for a pattern or for an address get the folder under another name
 """
 
 import contextlib
+import errno
 import glob
 import os
 import pathlib
 import re
 
 from set_diffusion_jax.errors import UserError
+from set_diffusion_jax.inputs.text import STREAM_BYTES
 
 _NAME, _PATH = 255, 4095  # bytes that Linux allows, of a name and of a path
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
@@ -137,6 +139,30 @@ def write_whole(path: pathlib.Path, content: str | bytes) -> None:
     with contextlib.suppress(OSError):
       fresh.unlink(missing_ok=True)
     raise
+
+
+def content(path: pathlib.Path, most: int = STREAM_BYTES) -> bytes:
+  """All bytes of a file that the user names, which may be a pipe or a device.
+
+  Raises:
+    OSError: it cannot be read, or is no file and holds more than `most` bytes.
+  """
+  with path.open("rb") as file:
+    found = file.read() if path.is_file() else file.read(most + 1)
+  if len(found) > most and not path.is_file():
+    raise OSError(errno.EFBIG, f"holds more than {most:,} bytes, but is no file")
+  return found
+
+
+def file_content(path: pathlib.Path) -> bytes:
+  """All bytes of a file that a directory holds, where pipes and devices are refused.
+
+  Raises:
+    OSError: it cannot be read, or is no file.
+  """
+  if is_special(path):
+    raise OSError(errno.EINVAL, "is a pipe or a device, must be a file")
+  return path.read_bytes()
 
 
 def fresh_name() -> str:

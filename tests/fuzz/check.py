@@ -23,6 +23,8 @@ from tests.fuzz.streams import Streams, captured
 from tests.fuzz.watch import SECRET, watcher
 
 ADDRESS_SPACE = 4 * 2**30  # what a run may map beyond what the process has mapped
+# What reading a text has changed is said before anything else of it is looked at.
+_NOTE = re.compile(r"^--input=.*: [0-9,]+ (byte-order mark|line end|carriage return)")
 # Words of command lines and configurations, which a refusal may name.
 _FIELD = re.compile(r"--[a-z]|\b[a-z_]+\.[a-z_]+\b|^error: [a-z_]+:")
 
@@ -146,7 +148,7 @@ def _said(case: Case, code, streams: Streams) -> tuple[str | None, str]:
     return "exit code", f"{code}; {streams.err[:500]}"
   if code == 0:
     return None, ""
-  lines = streams.err.split("\n")
+  lines = [one for one in streams.err.split("\n") if not _NOTE.search(one)]
   if len(lines) != 2 or lines[1] or not lines[0].startswith("error: "):
     return "not one line", streams.err[:1000]
   line = lines[0]

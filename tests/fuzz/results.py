@@ -18,9 +18,12 @@ _BUFFER = "rotary_emb.inv_freq"
 
 # Keys of a config.json that change nothing of what is computed here.
 IRRELEVANT = {
-  *("architectures", "attention_dropout", "dropout", "torch_dtype", "dtype"),
-  *("transformers_version", "use_cache", "initializer_range", "eps", "tokenizer_name"),
-  *("eval_block_size", "model_type", "length", "block_size", "_name_or_path"),
+  *("torch_dtype", "dtype", "transformers_version", "use_cache", "initializer_range"),
+  *("_name_or_path", "tokenizer_name", "eps"),
+  # They stand in groups of a published file, beside the ones that count.
+  *("length", "block_size"),
+  # Of the levels of the other methods.
+  *("sampling_eps_min", "sampling_eps_max"),
   # While `use_sliding_window` is false; code of the checkpoint is never run.
   *("sliding_window", "max_window_layers", "auto_map"),
 }
@@ -115,6 +118,8 @@ def described(text: str, base: dict, key: str, changed: bool) -> str | None:
   """
   found = json.loads(text)
   parts = ("config", "vocabulary", "parameters")
+  if key == "_target_":  # the class counts; the module it is in is never imported
+    return None
   if not changed or key in IRRELEVANT or any(found[p] != base[p] for p in parts):
     return None
   new = [note for note in found["notes"] if note not in base["notes"]]

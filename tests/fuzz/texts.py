@@ -43,22 +43,27 @@ def _whole(content: bytes, path: pathlib.Path) -> bytes:
   return gzip.decompress(content) if path.suffix == ".gz" else content
 
 
-def _plain(text: str) -> str:
-  """A text without what a source may take for the end of a line, or for a mark."""
-  return "".join(text.replace("\ufeff", "").split())
+def _text(content: bytes) -> str:
+  """What a file says by the rule of docs/data.md; ValueError: it is no text."""
+  return content.decode().removeprefix("\ufeff").replace("\r\n", "\n")
+
+
+def _fields(text: str, field: str) -> list[str]:
+  """A field of each JSON line."""
+  lines = [line.removeprefix("\ufeff") for line in text.split("\n") if line.strip()]
+  return [json.loads(line)[field] for line in lines]
 
 
 def _same_text(found: dict, content: bytes, path: pathlib.Path, field: str | None):
   """Whether the ids are the bytes of the text, read in another way."""
   try:
-    text = _whole(content, path).decode("utf-8-sig")
+    text = _text(_whole(content, path))
     if field is not None:
-      lines = [line for line in text.split("\n") if line.strip()]
-      text = "\n".join(json.loads(line)[field] for line in lines)
+      text = "".join(_fields(text, field))
   except (ValueError, KeyError, OSError, EOFError) as error:
     return f"the file is not sound, but accepted: {error}"
   read = bytes(found["ids"].astype(np.uint8)).decode()
-  return None if _plain(read) == _plain(text) else "what is read is not what is there"
+  return None if read == text else "what is read is not what is there"
 
 
 def _corpus(kind, rng, home, box, name, change, **fields) -> Case:
@@ -239,17 +244,17 @@ def prompts(rng, home, box) -> Case:
 
   def right(_):
     try:
-      text = content.decode("utf-8-sig")
+      text = _text(content)
     except UnicodeDecodeError:
       return "the file is not UTF-8, but accepted"
     if text.lstrip().startswith("{"):
       try:
-        wanted = [json.loads(t)[field] for t in text.split("\n") if t.strip()]
+        wanted = _fields(text, field)
       except (ValueError, KeyError, TypeError):
         return "the file is not JSON lines, but accepted"
-      return None if found == wanted else "other texts than those of the file"
-    same = _plain("".join(found)) == _plain(text)
-    return None if same else "other texts than those of the file"
+    else:
+      wanted = [line for line in text.split("\n") if line.strip()]
+    return None if found == wanted else "other texts than those of the file"
 
   what = f"{path.name}{' on standard input' if standard else ''}: {what}"
   names = (path.name, "--input", "[MASK", "text '", "has no gap")
