@@ -121,6 +121,28 @@ def test_fields(tmp_path, converted, field, value, message):
   refused(run, tmp_path / "out", message)
 
 
+@pytest.mark.parametrize(
+  "text, message",
+  [
+    ("[1", "is not JSON"),
+    ("[]", "must hold a JSON object"),
+    ('{"temperature": 1, "temperature": 2}', "temperature"),
+    ('{"do_sample": true, "temperature": NaN}', "NaN"),
+    ('{"num_beams": 4}', "num_beams = 4"),
+    ('{"a": 1}', "a = 1"),
+  ],
+)
+def test_generation_configurations(tmp_path, converted, text, message):
+  """What travels in a step has to be readable where it is written."""
+  run = shutil.copytree(converted, tmp_path / "run")
+  meta = json.loads(meta_of(run).read_text())
+  meta["files"]["generation_config.json"] = text
+  meta_of(run).write_text(json.dumps(meta))
+  with pytest.raises(UserError, match=f"run: generation_config.json: .*{message}"):
+    convert(run, tmp_path / "out")
+  assert not (tmp_path / "out").exists()
+
+
 CONTENTS = {
   "is there twice": b'{"format_version": 3, "format_version": 3}',
   "is not UTF-8": b'{"format_version": "\xff"}',

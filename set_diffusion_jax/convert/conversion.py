@@ -12,6 +12,8 @@ from set_diffusion_jax.convert.destination import (
   fresh_directory,
   removed_unless_right,
 )
+from set_diffusion_jax.convert.generation import GENERATION, check_generation
+from set_diffusion_jax.convert.settings import Settings
 from set_diffusion_jax.convert.source import check_outside, open_source
 from set_diffusion_jax.convert.tensors import WEIGHT_DTYPES
 from set_diffusion_jax.convert.to_orbax import write_orbax
@@ -103,6 +105,9 @@ def convert(
     readable.add(PieceTokenizer.name)
   if opened.tokenizer in readable:
     restore_tokenizer(opened.described)  # damaged: refused before anything is written
+  if opened.format == "orbax" and GENERATION in opened.files:
+    settings = Settings(opened.config, opened.vocabulary, opened.used_ids, [])
+    check_generation(opened.files[GENERATION], settings, str(source))
   cast = Cast(opened, dtype)
   verified, difference = 0, None
   with fresh_directory(destination) as fresh:

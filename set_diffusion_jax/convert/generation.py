@@ -1,12 +1,15 @@
 """Decode settings as the published `generation_config.json` and as this project's."""
 
 import math
+import pathlib
 
 from set_diffusion_jax.config import Config
 from set_diffusion_jax.convert.qwen3 import OF_NO_EFFECT
 from set_diffusion_jax.convert.settings import Settings
 from set_diffusion_jax.data import Vocabulary
+from set_diffusion_jax.errors import UserError
 from set_diffusion_jax.inputs.fields import Fields
+from set_diffusion_jax.inputs.records import parse_json
 
 GENERATION = "generation_config.json"
 _NEVER = 1e6  # a confidence that no token reaches: the budget alone decides
@@ -94,6 +97,15 @@ def with_generation(settings: Settings, fields: Fields) -> Settings:
       notes.append(f"{name} of {GENERATION}: is not followed")
   fields.finish(_OF_NO_EFFECT | OF_NO_EFFECT)
   return settings._replace(config=Config.from_dict(values), notes=notes)
+
+
+def check_generation(text: str, settings: Settings, where: str) -> None:
+  """UserError for a stored generation configuration that `with_generation` refuses."""
+  where = f"{where}: {GENERATION}"
+  values = parse_json(text, where)
+  if not isinstance(values, dict):
+    raise UserError(f"{where}: must hold a JSON object")
+  with_generation(settings, Fields(pathlib.Path(where), values))
 
 
 def _likeliest(fields: Fields) -> dict:
