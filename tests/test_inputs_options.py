@@ -4,6 +4,7 @@ import io
 import json
 import os
 import sys
+import warnings
 
 import jax
 import numpy as np
@@ -49,6 +50,10 @@ INSPECT = ["inspect", "--mask", "--config=quickstart"]
     ([*SAMPLE, "--stop-regex=a{99999999999}"], ["--stop-regex=a{9"]),
     ([*SAMPLE, "--stop-repeats=1"], ["--stop-repeats=1: must be at least 2"]),
     ([*SAMPLE, "--stop-entropy=3:inf"], ["--stop-entropy=3:inf"]),
+    ([*SAMPLE, "--stop-entropy=4:1.5"], ["1.5 must be at most 1.38629"]),
+    ([*SAMPLE, "--stop-confidence=4:1.5"], ["1.5 must be at most 1, or every text"]),
+    ([*SAMPLE, "--stop-confidence=1_0:0.5"], ["1_0:0.5: must be N:X"]),
+    ([*SAMPLE, "--stop-confidence=\uff14:0.5"], ["must be N:X"]),
     ([*SAMPLE, f"--seed={2**32}"], [f"seed = {2**32}", "0 to 2**32 - 1"]),
     ([*SAMPLE, "--seed=-1"], ["seed = -1", "0 to 2**32 - 1"]),
     ([*INSPECT, f"--seed={2**32}"], [f"seed = {2**32}"]),
@@ -93,6 +98,9 @@ def test_every_seed_has_its_own_key():
 def test_a_pattern_that_needs_some_text_is_a_stop():
   for pattern in (r"\s+", "(?=end)", "a|b", r"\n\n", "x*y"):
     assert Stops(pattern=pattern).pattern == pattern
+  with warnings.catch_warnings():
+    warnings.simplefilter("error")
+    assert Stops(pattern="[[a]b").pattern == "[[a]b"
   with pytest.raises(UserError, match="--stop="):
     Stops(strings=("a", ""))
 
