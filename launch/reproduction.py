@@ -21,7 +21,7 @@ import numpy as np
 from set_diffusion_jax import cli, data, load
 from set_diffusion_jax.config import Config
 from set_diffusion_jax.configs.reproduction import MODELS
-from set_diffusion_jax.diffusion.draws import row_keys
+from set_diffusion_jax.diffusion.draws import training_keys
 from set_diffusion_jax.evaluate import Likelihood
 from set_diffusion_jax.inputs.paths import write_whole
 from set_diffusion_jax.training.step import gradient_variance, micro_gradients
@@ -113,7 +113,7 @@ def gradient_variances(path: pathlib.Path) -> dict:
 
     @jax.jit
     def measure(batch, number, run=run):
-      keys = row_keys(jax.random.key(0), number, batch.row)
+      keys = training_keys(jax.random.key(0), number, batch.row)
       clip = jnp.array([0.0, 1.0])
       sums = micro_gradients(run.objective, model.params, clip, batch, keys)
       mean = jax.tree.map(lambda g: g / sums.loss.denominator, sums.gradient)
@@ -199,22 +199,25 @@ def run(texts: list[pathlib.Path], runs: pathlib.Path) -> int:
     began = time.perf_counter()
     train(config, runs / name, label=name)
     seconds[name] = time.perf_counter() - began
+  results: dict = {"training_seconds": seconds, "models": {}}
+
+  def keep(part: str, figures: dict | list) -> None:
+    results[part] = figures
+    write_whole(runs / "results.json", json.dumps(results, indent=2) + "\n")
+
   for name in models:
     models[name] = evaluate(runs / name)
-  results = {
-    "models": {name: found.summary() for name, found in models.items()},
-    "comparisons": [
-      {"lower": a, "higher": b, **paired(models[a], models[b])} for a, b in COMPARISONS
-    ],
-    "loss_variance": {
-      name: loss_variance(runs / name) for name in ("block_4", "block_4_clipped")
-    },
-    "gradient_variance": {
-      name: gradient_variances(runs / name) for name in ("set_8", "set_8_active")
-    },
-    "training_seconds": seconds,
-  }
-  write_whole(runs / "results.json", json.dumps(results, indent=2) + "\n")
+    keep("models", {**results["models"], name: models[name].summary()})
+  compared = [
+    {"lower": a, "higher": b, **paired(models[a], models[b])} for a, b in COMPARISONS
+  ]
+  keep("comparisons", compared)
+  clipped = ("block_4", "block_4_clipped")
+  keep("loss_variance", {name: loss_variance(runs / name) for name in clipped})
+  predicted = ("set_8", "set_8_active")
+  keep(
+    "gradient_variance", {name: gradient_variances(runs / name) for name in predicted}
+  )
   write_whole(runs / "results.md", report(results))
   print(report(results))
   print(json.dumps({k: results[k] for k in ("loss_variance", "gradient_variance")}))

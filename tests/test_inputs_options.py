@@ -4,6 +4,7 @@ import io
 import json
 import os
 import sys
+import warnings
 
 import jax
 import numpy as np
@@ -57,6 +58,10 @@ INSPECT = ["inspect", "--mask", "--config=quickstart"]
     ([*INSPECT, "--config.data.length=" + "a" * 5000], ["data.length=aaa", "aaa..."]),
     ([*INSPECT, "--config.=2"], ["config. with no name after it is not a field"]),
     ([*INSPECT, "--config.model.=2"], ["config.model. with no name after it"]),
+    ([*SAMPLE, "--stop-entropy=4:1.5"], ["1.5 must be at most 1.38629"]),
+    ([*SAMPLE, "--stop-confidence=4:1.5"], ["1.5 must be at most 1, or every text"]),
+    ([*SAMPLE, "--stop-confidence=1_0:0.5"], ["1_0:0.5: must be N:X"]),
+    ([*SAMPLE, "--stop-confidence=\uff14:0.5"], ["must be N:X"]),
     ([*INSPECT, f"--config.train.seed={2**32}"], ["train.seed", "below 2**32"]),
     ([*INSPECT, f"--config.train.steps={2**31}"], ["train.steps", "below 2**31"]),
     ([*INSPECT, "--config.optimizer.learning_rate=nan"], ["learning_rate", "finite"]),
@@ -99,6 +104,9 @@ def test_every_seed_has_its_own_key():
 def test_a_pattern_that_needs_some_text_is_a_stop():
   for pattern in (r"\s+", "(?=end)", "a|b", r"\n\n", "x*y"):
     assert Stops(pattern=pattern).pattern == pattern
+  with warnings.catch_warnings():
+    warnings.simplefilter("error")
+    assert Stops(pattern="[[a]b").pattern == "[[a]b"
   with pytest.raises(UserError, match="--stop="):
     Stops(strings=("a", ""))
 

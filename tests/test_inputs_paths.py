@@ -243,9 +243,22 @@ def test_inputs_are_not_overwritten(tmp_path, capsys):
   before = (run / "config.json").read_bytes()
   (tmp_path / "link").symlink_to(run / "config.json")
   for output in (run / "config.json", tmp_path / "link", run / "checkpoints/0/meta/x"):
-    refused(capsys, ["inspect", run, f"--output={output}"], "read by this command")
+    for verb in (["inspect", run], ["sample", f"--checkpoint={run}"]):
+      refused(capsys, [*verb, f"--output={output}"], "read by this command")
   assert (run / "config.json").read_bytes() == before
   assert cli.main(["inspect", str(run), f"--output={run}/figures.json"]) == 0
+  prompts = tmp_path / "prompts"
+  prompts.write_text("one\n")
+  sample = ["sample", f"--checkpoint={run}", f"--input={prompts}"]
+  refused(capsys, [*sample, f"--output={prompts}"], "read by this command")
+  for name in ("special_tokens_map.json", "merges.txt", "backbone_config.json"):
+    infill = [
+      "infill",
+      f"--checkpoint={PUBLISHED}",
+      "a",
+      f"--output={PUBLISHED}/{name}",
+    ]
+    refused(capsys, infill, "read by this command")
 
 
 def test_the_file_is_complete_when_the_reader_has_left(tmp_path, monkeypatch):

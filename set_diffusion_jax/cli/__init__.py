@@ -127,7 +127,8 @@ def _run(argv: list[str]) -> int:
     named = [a for a in configuration if not a.startswith("--config.")]
     if named:
       raise UserError(f"{named[0]}: {arguments.verb} has the checkpoint's own")
-    check_output(arguments.output)
+    names = ("checkpoint", "input", "backbone_config")
+    check_output(arguments.output, inputs=[getattr(arguments, n, None) for n in names])
     verbs = {"evaluate": evaluate, "sample": sample, "infill": infill}
     verbs[arguments.verb](arguments, configuration)
   return 0

@@ -88,6 +88,8 @@ def check_output(
 
 # What a checkpoint's directory holds; other files may be written there.
 _PARTS = ("config.json", "metrics.jsonl", "generation_config.json", "manifest.json")
+_PARTS += ("backbone_config.json", "special_tokens_map.json", "added_tokens.json")
+_PARTS += ("merges.txt", "chat_template.jinja")
 _ENDS = (".index.json", ".safetensors", ".bin", ".ckpt", ".pt", ".pth", ".model")
 
 

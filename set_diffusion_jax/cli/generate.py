@@ -4,10 +4,11 @@ import argparse
 import dataclasses
 import json
 import math
+import re
 import shutil
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from set_diffusion_jax.cli.configuration import checked, load_model, with_options
 from set_diffusion_jax.cli.files import show, write_text
@@ -74,23 +75,27 @@ def _stops(arguments: argparse.Namespace):
     tuple(given_texts(arguments.stop, "--stop")),
     arguments.stop_regex,
     arguments.stop_repeats,
-    _window("--stop-confidence", arguments.stop_confidence),
-    _window("--stop-entropy", arguments.stop_entropy),
+    _window("--stop-confidence", arguments.stop_confidence, lambda size: 1.0),
+    _window("--stop-entropy", arguments.stop_entropy, math.log),
   )
 
 
-def _window(flag: str, value: str | None) -> tuple[int, float] | None:
-  """N:X as a number of tokens and a bound."""
+def _window(
+  flag: str, value: str | None, most: Callable[[int], float]
+) -> tuple[int, float] | None:
+  """N:X as a number of tokens and a bound, which is at most `most(N)`."""
   if value is None:
     return None
-  try:
-    size, bound = value.split(":")
-    window = int(size), float(bound)
-  except ValueError:
-    window = (0, 0.0)
-  if window[0] < 1 or not 0 < window[1] < math.inf:
+  plain = re.fullmatch(r"([0-9]{1,9}):([0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?)", value)
+  size, bound = (int(plain[1]), float(plain[2])) if plain else (0, 0.0)
+  if size < 1 or not 0 < bound < math.inf:
     raise UserError(f"{flag}={value}: must be N:X, such as 32:0.5, both above 0")
-  return window
+  if bound > most(size):
+    raise UserError(
+      f"{flag}={value}: {bound:g} must be at most {most(size):g}, or every text would "
+      f"end after {size} tokens"
+    )
+  return size, bound
 
 
 def _watch(generation, stops, lengths: list[int], tokenizer) -> None:

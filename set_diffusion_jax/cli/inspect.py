@@ -58,7 +58,8 @@ def inspect(arguments: argparse.Namespace, configuration: Sequence[str]) -> None
     from set_diffusion_jax.cli.batch import batch_figures
 
     config = read_config(configuration)
-    read = (config.data.train_path, config.data.validation_path, config.data.directory)
+    files = config.data
+    read = (files.train_path, files.validation_path, files.directory, files.tokenizer)
     check_output(arguments.output, inputs=read)
     figures, plain, coloured = batch_figures(config, arguments.rows)
     write(arguments.output, figures)
@@ -71,7 +72,9 @@ def inspect(arguments: argparse.Namespace, configuration: Sequence[str]) -> None
 
   if configuration:
     raise UserError(f"{configuration[0]}: a checkpoint has its own")
-  check_output(arguments.output, inputs=[arguments.checkpoint])
+  check_output(
+    arguments.output, inputs=[arguments.checkpoint, arguments.backbone_config]
+  )
   description = describe(
     arguments.checkpoint, backbone_config=arguments.backbone_config
   )

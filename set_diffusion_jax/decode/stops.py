@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import warnings
 
 import numpy as np
 
@@ -84,6 +85,9 @@ def _check_pattern(pattern: str) -> None:
   """UserError for what is no regular expression, or matches where nothing is."""
   where = f"--stop-regex={pattern}"
   try:
+    with warnings.catch_warnings():  # of what later versions of Python may read
+      warnings.simplefilter("ignore", FutureWarning)
+      re.compile(pattern)
     found = [re.search(pattern, text) for text in _ANY_TEXT]
   except (re.error, OverflowError, RecursionError) as error:
     raise UserError(f"{where}: {error}") from None
