@@ -4,7 +4,7 @@ import argparse
 import difflib
 import re
 
-from set_diffusion_jax.cli.values import number, path, source, whole
+from set_diffusion_jax.cli.values import number, path, place, source, whole
 from set_diffusion_jax.config import COMMITS, WEIGHTS
 from set_diffusion_jax.data.zero_shot import ZERO_SHOT
 from set_diffusion_jax.errors import UserError
@@ -55,7 +55,12 @@ def make_parser() -> argparse.ArgumentParser:
     return verbs.add_parser(name, help=text, description=text, allow_abbrev=False)
 
   train = verb("train", "Train, or continue, the run of a work directory.")
-  train.add_argument("--workdir", required=True, type=path)
+  train.add_argument(
+    "--workdir",
+    required=True,
+    type=place,
+    help="a directory, or gs://BUCKET/PATH; a run that is there goes on",
+  )
   train.add_argument(
     "--profile", action="store_true", help="trace a few steps, to WORKDIR/profile"
   )

@@ -8,6 +8,7 @@ be appended to or renamed.
 
 import atexit
 import contextlib
+import errno
 import functools
 import os
 import pathlib
@@ -20,6 +21,7 @@ from etils import epath
 
 from set_diffusion_jax.errors import UserError
 from set_diffusion_jax.inputs import paths
+from set_diffusion_jax.inputs.names import step_number
 
 MARKER = "commit_success.txt"  # Orbax writes it last, into every step that is whole
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
@@ -142,8 +144,21 @@ def create(place: pathlib.Path, content: str) -> bool:
     os.link(fresh, place)  # unlike a rename, it never replaces
   except FileExistsError:
     return False
+  except OSError as error:
+    if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS):
+      raise
+    return _create_in_place(place, content)  # no file has two names there
   finally:
     fresh.unlink(missing_ok=True)
+  return True
+
+
+def _create_in_place(place: pathlib.Path, content: str) -> bool:
+  try:
+    with place.open("x", encoding="utf-8") as file:
+      file.write(content)
+  except FileExistsError:
+    return False
   return True
 
 
@@ -177,7 +192,21 @@ def finished(step: pathlib.Path) -> bool:
 
   On a disk it is renamed into place when it is; in a bucket a marker is written last.
   """
-  return exists(step / MARKER) if is_remote(step) else step.exists()
+  return exists(step / MARKER) if is_remote(step) else os.path.lexists(step)
+
+
+def steps(folder: pathlib.Path) -> list[int]:
+  """Numbers of the finished steps of a folder of checkpoints, ascending."""
+  if is_remote(folder):
+    found = names(folder)
+  else:
+    found = [place.name for place in folder.glob("*")]
+  numbers = {name: step_number(name) for name in found}
+  return sorted(
+    number
+    for name, number in numbers.items()
+    if number is not None and finished(folder / name)
+  )
 
 
 def modified(place: pathlib.Path) -> float:
@@ -286,17 +315,22 @@ def explained(option: str) -> Iterator[None]:
     where = "" if option in str(error) else f"{option}: "
     raise UserError(f"{where}{error}") from None
   except Exception as error:
-    reason = _refusal(error)
+    reason = refusal(error)
     if reason is None:
       raise
     raise UserError(f"{option}: {reason}") from error
 
 
-def _refusal(error: BaseException) -> str | None:
-  """What an error says that a store, or the way there, refused; None for others."""
+def refusal(error: BaseException) -> str | None:
+  """What an error says that a store, or the way there, refused; None for others.
+
+  That a file is not there, or is there, is no refusal.
+  """
+  if isinstance(error, FileNotFoundError | FileExistsError):
+    return None
   kinds = {kind.__name__ for kind in type(error).__mro__}
   text = str(error)
-  if isinstance(error, ImportError):
+  if isinstance(error, ImportError) and "gcsfs" in text:
     return "gs:// needs a package: pip install 'set_diffusion_jax[gcs]'"
   code = str(getattr(error, "code", ""))
   login = "gcloud auth application-default login, or a service account"
@@ -311,6 +345,4 @@ def _refusal(error: BaseException) -> str | None:
     return f"the store answered {text.splitlines()[0][:160] if text else code}"
   if "ClientError" in kinds or isinstance(error, ConnectionError | TimeoutError):
     return f"the store cannot be reached ({text.splitlines()[0][:160] or type(error)})"
-  if isinstance(error, OSError) and error.strerror is None:
-    return text.splitlines()[0][:160] if text else type(error).__name__
   return None
