@@ -1,11 +1,14 @@
 """A work directory: one run's configuration, metrics and checkpoints."""
 
+import contextlib
 import json
 import pathlib
+from collections.abc import Iterator
 
 from set_diffusion_jax.config import Config
 from set_diffusion_jax.data.pipeline import FIGURES
 from set_diffusion_jax.errors import UserError
+from set_diffusion_jax.inputs.names import step_number
 from set_diffusion_jax.inputs.records import parse_json
 from set_diffusion_jax.storage import places
 
@@ -50,6 +53,52 @@ def _compared(fingerprint: dict) -> dict:
 def has_checkpoint(workdir: pathlib.Path) -> bool:
   """Whether there is a finished step to go on from."""
   return bool(places.steps(workdir / CHECKPOINTS))
+
+
+@contextlib.contextmanager
+def on_disk(path: pathlib.Path) -> Iterator[pathlib.Path]:
+  """A checkpoint where its files can be opened: of one in a bucket, a copy.
+
+  Of a work directory only the last finished step is copied. The copy stays until the
+  process ends; messages of a UserError name the bucket.
+
+  Args:
+    path: anything that `convert` reads, on a disk or in a bucket.
+
+  Raises:
+    UserError: nothing is there, no step is finished, or the store refuses.
+  """
+  if not places.is_remote(path):
+    yield path
+    return
+  with places.explained(str(path)):
+    try:
+      local = _copy(path)
+    except FileNotFoundError:
+      raise UserError(f"{path}: there is nothing of this name") from None
+  try:
+    yield local
+  except UserError as error:
+    raise UserError(str(error).replace(str(local), str(path))) from error
+
+
+def _copy(path: pathlib.Path) -> pathlib.Path:
+  """What is needed of a checkpoint in a bucket, on this disk under the same names."""
+  besides = (CONFIG, "metrics.jsonl")
+  if path.parent.name == CHECKPOINTS and step_number(path.name) is not None:
+    if not places.finished(path):
+      raise UserError(f"{path}: has no finished checkpoint of step {path.name}")
+    run, inside = path.parent.parent, f"{CHECKPOINTS}/{path.name}"
+    return places.fetch(run, (*besides, inside)) / inside
+  inside = places.names(path)
+  if not inside and places.exists(path):  # a file, which others lie beside
+    return places.fetch(path.parent) / path.name
+  if CHECKPOINTS not in inside:
+    return places.fetch(path)
+  steps = places.steps(path / CHECKPOINTS)
+  if not steps:
+    raise UserError(f"{path}: has no checkpoint yet")
+  return places.fetch(path, (*besides, f"{CHECKPOINTS}/{steps[-1]}"))
 
 
 def is_run(workdir: pathlib.Path) -> bool:

@@ -6,14 +6,18 @@ import subprocess
 import sys
 import time
 
+import jax
+import numpy as np
 import pytest
 
 from set_diffusion_jax.checkpoint import Checkpoints
 from set_diffusion_jax.cli import main
+from set_diffusion_jax.convert import convert, describe
 from set_diffusion_jax.errors import UserError
 from set_diffusion_jax.storage import places
 from set_diffusion_jax.training.metrics import read_metrics
 from set_diffusion_jax.training.train import Run, train
+from set_diffusion_jax.weights import read_weights
 from tests import buckets, jobs
 from tests.test_train import assert_identical, config, final
 
@@ -65,7 +69,7 @@ def test_a_run_equals_that_on_a_disk(on_disk, saved):
   assert config_json == json.loads((disk / "config.json").read_bytes())
 
 
-def test_a_torn_step_is_not_there_and_a_damaged_one_is_set_aside(on_disk, saved):
+def test_a_damaged_step_is_set_aside_and_a_torn_one_is_not(on_disk, saved):
   disk, c = on_disk
   target, run = copied(saved), Run.build(c)
   steps = target / "checkpoints"
@@ -129,3 +133,55 @@ def test_a_bucket_that_is_not_there_is_told_before_anything_compiles(capsys):
   line = capsys.readouterr().err
   assert code == 2 and line.count("\n") == 1
   assert line.startswith("error: --workdir=gs://nobody/run: there is no bucket")
+
+
+def test_a_checkpoint_is_read_as_from_a_disk(on_disk, saved, tmp_path, capsys):
+  disk, _ = on_disk
+  for run in (disk, saved):
+    options = ["--output", str(tmp_path / f"{run.name}.json"), "--sequences=4"]
+    assert main(["evaluate", f"--checkpoint={run}", *options]) == 0
+  ours, theirs = (
+    json.loads((tmp_path / f"{run.name}.json").read_text()) for run in (disk, saved)
+  )
+  same = ("perplexity", "perplexity_standard_error", "bound", "tokens")
+  assert [ours[name] for name in same] == [theirs[name] for name in same]
+  whole, step = read_weights(saved), read_weights(saved / "checkpoints/4")
+  expected = read_weights(disk)
+  assert (whole.step, step.step) == (6, 4)
+  for x, y in zip(*map(jax.tree.leaves, (whole.params, expected.params)), strict=True):
+    np.testing.assert_array_equal(x, y)
+
+
+def test_what_convert_wrote_is_whole_in_a_bucket(tmp_path):
+  target = places.path(buckets.fresh())
+  published = jobs.ROOT / "tests/reference/models/setdlm_dit"
+  convert(published, tmp_path / "orbax")
+  places.upload(tmp_path / "orbax", target / "orbax")
+  (step,) = places.steps(target / "orbax/checkpoints")
+  report = convert(target / "orbax", tmp_path / "pytorch")
+  assert str(report.source) == f"{target}/orbax"
+  card = (tmp_path / "pytorch/README.md").read_text()
+  assert f"from {target}/orbax/checkpoints/{step}" in card
+  places.upload(tmp_path / "pytorch", target / "pytorch")
+  ours, theirs = describe(target / "pytorch"), describe(published)
+  assert ours["path"] == f"{target}/pytorch"
+  assert ours["parameters"] == theirs["parameters"]
+  ours, theirs = (read_weights(p).params for p in (target / "pytorch", published))
+  for x, y in zip(*map(jax.tree.leaves, (ours, theirs)), strict=True):
+    np.testing.assert_array_equal(x, y)
+
+
+def test_checkpoints_that_are_not_there(saved):
+  with pytest.raises(UserError, match=r"^gs://\S+: there is nothing of this name$"):
+    read_weights(buckets.fresh())
+  with pytest.raises(UserError, match=r"^gs://\S+/5: has no finished .* of step 5$"):
+    read_weights(saved / "checkpoints/5")
+  target = places.path(buckets.fresh())
+  places.upload(places.fetch(saved, ("config.json", "checkpoints/2")), target)
+  places.remove(target / "checkpoints/2" / places.MARKER)
+  with pytest.raises(UserError, match=r"^gs://\S+: has no checkpoint yet$"):
+    read_weights(target)
+  places.write_text(target / "checkpoints/2" / places.MARKER, "")
+  places.write_text(target / "checkpoints/2/meta/metadata", "{")
+  with pytest.raises(UserError, match=rf"^{target}/checkpoints/2: is damaged"):
+    read_weights(target)

@@ -178,7 +178,7 @@ def _evaluate(parser: argparse.ArgumentParser) -> None:
 
 
 def _convert(parser: argparse.ArgumentParser) -> None:
-  parser.add_argument("source", type=path, help="any format, detected")
+  parser.add_argument("source", type=place, help="any format, detected")
   parser.add_argument("destination", type=path, help="a new directory")
   parser.add_argument(
     "--weights", choices=WEIGHTS, help="default: ema, if there is one"
@@ -225,7 +225,7 @@ def _plan(parser: argparse.ArgumentParser) -> None:
 
 
 def _inspect(parser: argparse.ArgumentParser) -> None:
-  parser.add_argument("checkpoint", nargs="?", type=path, help="any supported format")
+  parser.add_argument("checkpoint", nargs="?", type=place, help="any supported format")
   _backbone_config(parser)
   parser.add_argument("--mask", action="store_true", help="draw the mask of --config")
   parser.add_argument("--data", action="store_true", help="show a batch of --config")
@@ -292,8 +292,9 @@ def _checkpoint(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     "--checkpoint",
     required=True,
-    type=path,
-    help="a work directory, one of its checkpoints/STEP, or a PyTorch-format directory",
+    type=place,
+    help="a work directory, one of its checkpoints/STEP, or a PyTorch-format "
+    "directory; each may be gs://BUCKET/PATH",
   )
   parser.add_argument("--weights", choices=WEIGHTS, help="default: ema")
   _backbone_config(parser)

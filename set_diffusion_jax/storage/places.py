@@ -263,14 +263,23 @@ def upload(folder: pathlib.Path, target: pathlib.Path) -> None:
 
 
 @functools.cache
-def fetch(source: pathlib.Path) -> pathlib.Path:
+def fetch(source: pathlib.Path, parts: tuple[str, ...] = ("",)) -> pathlib.Path:
   """A copy on this disk of a folder or a file in a bucket, until the process ends.
+
+  Args:
+    source: the folder or file.
+    parts: only these files and folders of a folder; those that are not there are
+      left out.
 
   Raises:
     FileNotFoundError: there is none.
   """
   store, here = _store(), os.fspath(source).removeprefix("gs://")
-  found = [n for n in store.find(here) if n == here or n.startswith(f"{here}/")]
+  found = []
+  for part in parts:
+    there = f"{here}/{part}" if part else here
+    inside = lambda name, there=there: name == there or name.startswith(f"{there}/")
+    found += filter(inside, store.find(there))
   if not found:
     raise FileNotFoundError(os.fspath(source))
   kept = tempfile.mkdtemp(prefix="set-diffusion-")
