@@ -5,13 +5,14 @@ checkpoints/STEP/data    position of the data iterator
 checkpoints/STEP/meta    format version, configuration, tokenizer, code, checksums
 damaged/STEP             a step that could not be restored, moved aside
 
-Files are written in the background and renamed into place at once, so that a step is
-whole or not there; checksums of all values tell what a disk has changed since.
+Files are written in the background. On a disk they are renamed into place at once; in
+a bucket, where nothing can be renamed, a step counts from the marker that is written
+last. So a step is whole or not there; checksums of all values tell what has changed
+since.
 """
 
 import asyncio
 import contextlib
-import os
 import pathlib
 from typing import NamedTuple
 
@@ -23,9 +24,10 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from set_diffusion_jax import processes
 from set_diffusion_jax.errors import NonFiniteError, Preempted, UserError
-from set_diffusion_jax.inputs.names import part, shown, step_number
+from set_diffusion_jax.inputs.names import part, shown
 from set_diffusion_jax.inputs.paths import Opened
 from set_diffusion_jax.inputs.records import parse_json
+from set_diffusion_jax.storage import places
 
 FORMAT_VERSION = 3
 _METRIC = "nats_per_token"
@@ -65,7 +67,7 @@ class Checkpoints:
   def __init__(
     self, folder: pathlib.Path, keep_latest: int | None = None, keep_best: int = 0
   ):
-    self.folder = folder.absolute()
+    self.folder = places.absolute(folder)
     self._keep = keep_latest, keep_best
     self._opened: Opened | None = None
     self._manager: ocp.CheckpointManager | None = None
@@ -81,10 +83,13 @@ class Checkpoints:
       keep_checkpoints_without_metrics=False,
     )
     keep = [policies.LatestN(latest), ranked]
-    self.folder.parent.mkdir(parents=True, exist_ok=True)
-    self._opened = Opened(self.folder.parent)  # Orbax looks for its files by patterns
+    folder = self.folder
+    if not places.is_remote(folder):
+      folder.parent.mkdir(parents=True, exist_ok=True)
+      self._opened = Opened(folder.parent)  # Orbax looks for its files by patterns
+      folder = self._opened.path / folder.name
     self._manager = ocp.CheckpointManager(
-      self._opened.path / self.folder.name,
+      folder,
       options=ocp.CheckpointManagerOptions(
         preservation_policy=policies.AnyPreservationPolicy(keep),
         # Saving is decided by the training loop alone.
@@ -104,8 +109,7 @@ class Checkpoints:
   @property
   def steps(self) -> list[int]:
     """Finished checkpoints, ascending."""
-    numbers = (step_number(path.name) for path in self.folder.glob("*"))
-    return sorted(number for number in numbers if number is not None)
+    return places.steps(self.folder)
 
   def save(self, step: int, state, data, meta: dict, nats_per_token: float | None):
     """Starts saving a step; returns before it is on disk.
@@ -189,10 +193,11 @@ class Checkpoints:
     """Moves steps out of the folder; what is to be said about it."""
     news, aside = [], self.folder.parent / "damaged"
     for step, line in damaged.items():
-      aside.mkdir(exist_ok=True)
-      number = sum(1 for _ in aside.glob(f"{step}*"))
+      if not places.is_remote(aside):
+        aside.mkdir(exist_ok=True)
+      number = sum(name.startswith(f"{step}") for name in places.names(aside))
       target = aside / (f"{step}.{number}" if number else f"{step}")
-      os.replace(self.folder / str(step), target)
+      places.move(self.folder / str(step), target)
       news.append(f"WARNING: {line}; moved to {target}, an older step is used")
     return news
 
@@ -201,7 +206,8 @@ class Checkpoints:
     path = self.folder / str(step)
     file = path / "meta" / "metadata"
     try:
-      meta = parse_json(part(file, path).read_bytes(), "meta")
+      file = file if places.is_remote(file) else part(file, path)
+      meta = parse_json(places.read_bytes(file), "meta")
       if not isinstance(meta, dict):
         raise UserError("meta: must be a JSON object")
     except (OSError, UserError) as error:
@@ -232,11 +238,13 @@ class Checkpoints:
     """
     path = self.folder / str(step)
     try:
-      with Opened(path) as opened, _orderly_event_loops():
-        return handler.restore(epath.Path(opened.path / name), args=args)
+      with _opened(path) as opened, _orderly_event_loops():
+        return handler.restore(epath.Path(opened / name), args=args)
     except jax.errors.JaxRuntimeError:  # out of memory is no damage
       raise
     except Exception as error:  # Orbax raises just that, among others
+      if places.is_remote(path) and (refusal := places.refusal(error)):
+        raise UserError(f"{path}: {refusal}") from error  # says nothing of the bytes
       reason = str(error).strip().splitlines()[0][:160] if str(error) else repr(error)
       raise DamagedError(f"{path}: is damaged or incomplete ({reason})") from error
     finally:
@@ -254,6 +262,16 @@ class Checkpoints:
       if stored.get(prefix + name) != int(value):
         what = f"{prefix}{name} is not what was saved"
         raise DamagedError(f"{self.folder / str(step)}: is damaged ({what})")
+
+
+@contextlib.contextmanager
+def _opened(folder: pathlib.Path):
+  """A folder under a name that every library takes for what it is."""
+  if places.is_remote(folder):
+    yield folder
+  else:
+    with Opened(folder) as opened:
+      yield opened.path
 
 
 class _OrderlyEventLoop(asyncio.SelectorEventLoop):

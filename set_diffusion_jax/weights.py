@@ -18,9 +18,9 @@ from set_diffusion_jax.convert.meta import read_meta
 from set_diffusion_jax.convert.source import open_source
 from set_diffusion_jax.errors import UserError
 from set_diffusion_jax.inputs.names import check_link, step_number
-from set_diffusion_jax.inputs.paths import given
 from set_diffusion_jax.model import build_network
 from set_diffusion_jax.numerics import settled
+from set_diffusion_jax.storage import places
 
 
 class Stored(NamedTuple):
@@ -52,7 +52,8 @@ def read_weights(
 
   Args:
     path: a work directory, whose last step is taken, or one step's directory; or what
-      `convert` reads: a PyTorch-format directory or file.
+      `convert` reads: a PyTorch-format directory or file. What is in a bucket,
+      gs://BUCKET/PATH, is first copied to this machine's folder of temporary files.
     weights: "ema" or "raw"; None: what the configuration evaluates, and otherwise the
       EMA where there is one.
     mesh: whose devices they are laid out on; None: on all devices, replicated.
@@ -61,8 +62,14 @@ def read_weights(
   Raises:
     UserError: there is no checkpoint, or it is damaged.
   """
-  path = given(path)
   mesh = sharding.make_mesh(MeshConfig()) if mesh is None else mesh
+  with workdir.on_disk(places.path(path)) as local:
+    return _read(local, weights, mesh, backbone_config)
+
+
+def _read(
+  path: pathlib.Path, weights: str | None, mesh: Mesh, backbone_config
+) -> Stored:
   foreign = os.path.lexists(path / "config.json") and not _is_workdir(path)
   if path.is_file() or foreign:
     return _read_foreign(path, weights, mesh, backbone_config)

@@ -1,14 +1,16 @@
 """A work directory: one run's configuration, metrics and checkpoints."""
 
+import contextlib
 import json
 import pathlib
+from collections.abc import Iterator
 
 from set_diffusion_jax.config import Config
 from set_diffusion_jax.data.pipeline import FIGURES
 from set_diffusion_jax.errors import UserError
-from set_diffusion_jax.inputs import paths
 from set_diffusion_jax.inputs.names import step_number
 from set_diffusion_jax.inputs.records import parse_json
+from set_diffusion_jax.storage import places
 
 CONFIG = "config.json"
 CHECKPOINTS = "checkpoints"
@@ -21,23 +23,25 @@ def claim(workdir: pathlib.Path, config: Config, fingerprint: dict) -> None:
     UserError: it holds a run whose identity differs, or is not a work directory.
   """
   path = workdir / CONFIG
-  if workdir.exists() and not workdir.is_dir():
+  if not places.is_remote(workdir) and workdir.exists() and not workdir.is_dir():
     raise UserError(f"--workdir={workdir}: must be a directory, is a file")
+  text = json.dumps({"config": config.to_dict(), "data": fingerprint}, indent=2) + "\n"
   try:
-    workdir.mkdir(parents=True, exist_ok=True)
-    foreign = [f.name for f in workdir.iterdir() if not paths.is_fresh(f.name)]
-    if path.exists():
-      stored, stored_fingerprint = read(workdir)
-      _compare(workdir, stored.identity(), config.identity())
-      _compare(workdir, _compared(stored_fingerprint), _compared(fingerprint))
-    elif foreign:
+    if not places.is_remote(workdir):  # a bucket has no folders
+      workdir.mkdir(parents=True, exist_ok=True)
+    found = places.names(workdir)
+    if found and CONFIG not in found:
       raise UserError(
         f"--workdir={workdir}: holds files but no run; give a new directory"
       )
-    text = json.dumps({"config": config.to_dict(), "data": fingerprint}, indent=2)
-    paths.write_whole(path, text + "\n")
+    if not found and places.create(path, text):
+      return
+    stored, stored_fingerprint = read(workdir)
+    _compare(workdir, stored.identity(), config.identity())
+    _compare(workdir, _compared(stored_fingerprint), _compared(fingerprint))
+    places.write_text(path, text)
   except OSError as error:
-    raise UserError(f"--workdir={workdir}: {error.strerror}") from None
+    raise UserError(f"--workdir={workdir}: {error.strerror or error}") from None
 
 
 def _compared(fingerprint: dict) -> dict:
@@ -48,8 +52,53 @@ def _compared(fingerprint: dict) -> dict:
 
 def has_checkpoint(workdir: pathlib.Path) -> bool:
   """Whether there is a finished step to go on from."""
-  steps = (workdir / CHECKPOINTS).glob("*")
-  return any(step_number(step.name) is not None for step in steps)
+  return bool(places.steps(workdir / CHECKPOINTS))
+
+
+@contextlib.contextmanager
+def on_disk(path: pathlib.Path) -> Iterator[pathlib.Path]:
+  """A checkpoint where its files can be opened: of one in a bucket, a copy.
+
+  Of a work directory only the last finished step is copied. The copy stays until the
+  process ends; messages of a UserError name the bucket.
+
+  Args:
+    path: anything that `convert` reads, on a disk or in a bucket.
+
+  Raises:
+    UserError: nothing is there, no step is finished, or the store refuses.
+  """
+  if not places.is_remote(path):
+    yield path
+    return
+  with places.explained(str(path)):
+    try:
+      local = _copy(path)
+    except FileNotFoundError:
+      raise UserError(f"{path}: there is nothing of this name") from None
+  try:
+    yield local
+  except UserError as error:
+    raise UserError(str(error).replace(str(local), str(path))) from error
+
+
+def _copy(path: pathlib.Path) -> pathlib.Path:
+  """What is needed of a checkpoint in a bucket, on this disk under the same names."""
+  besides = (CONFIG, "metrics.jsonl")
+  if path.parent.name == CHECKPOINTS and step_number(path.name) is not None:
+    if not places.finished(path):
+      raise UserError(f"{path}: has no finished checkpoint of step {path.name}")
+    run, inside = path.parent.parent, f"{CHECKPOINTS}/{path.name}"
+    return places.fetch(run, (*besides, inside)) / inside
+  inside = places.names(path)
+  if not inside and places.exists(path):  # a file, which others lie beside
+    return places.fetch(path.parent) / path.name
+  if CHECKPOINTS not in inside:
+    return places.fetch(path)
+  steps = places.steps(path / CHECKPOINTS)
+  if not steps:
+    raise UserError(f"{path}: has no checkpoint yet")
+  return places.fetch(path, (*besides, f"{CHECKPOINTS}/{steps[-1]}"))
 
 
 def is_run(workdir: pathlib.Path) -> bool:
@@ -71,14 +120,14 @@ def read(workdir: pathlib.Path) -> tuple[Config, dict]:
   except (FileNotFoundError, NotADirectoryError):
     raise UserError(f"{workdir}: not a work directory, it has no {CONFIG}") from None
   except OSError as error:
-    raise UserError(f"{workdir / CONFIG}: {error.strerror}") from None
+    raise UserError(f"{workdir / CONFIG}: {error.strerror or error}") from None
   except (KeyError, TypeError, ArithmeticError):
     raise UserError(f"{workdir / CONFIG}: is damaged") from None
 
 
 def _stored(workdir: pathlib.Path) -> dict:
   """What a run's configuration file holds; UserError if that is no JSON object."""
-  stored = parse_json(paths.file_content(workdir / CONFIG), str(workdir / CONFIG))
+  stored = parse_json(places.read_bytes(workdir / CONFIG), str(workdir / CONFIG))
   if not isinstance(stored, dict):
     raise UserError(f"{workdir / CONFIG}: is damaged")
   return stored

@@ -148,7 +148,7 @@ def test_paths_that_are_none(text, words):
 
 def test_urls_are_refused_before_anything_is_written(tmp_path, capsys, monkeypatch):
   monkeypatch.chdir(tmp_path)
-  url = "gs://bucket/run"
+  url = "s3://bucket/run"
   refused(
     capsys, ["train", "--config=quickstart", f"--workdir={url}"], "--workdir", url
   )

@@ -4,7 +4,7 @@ import argparse
 import difflib
 import re
 
-from set_diffusion_jax.cli.values import number, path, seed, source, whole
+from set_diffusion_jax.cli.values import number, path, place, seed, source, whole
 from set_diffusion_jax.config import COMMITS, WEIGHTS
 from set_diffusion_jax.data.zero_shot import ZERO_SHOT
 from set_diffusion_jax.errors import UserError
@@ -55,7 +55,12 @@ def make_parser() -> argparse.ArgumentParser:
     return verbs.add_parser(name, help=text, description=text, allow_abbrev=False)
 
   train = verb("train", "Train, or continue, the run of a work directory.")
-  train.add_argument("--workdir", required=True, type=path)
+  train.add_argument(
+    "--workdir",
+    required=True,
+    type=place,
+    help="a directory, or gs://BUCKET/PATH; a run that is there goes on",
+  )
   train.add_argument(
     "--profile", action="store_true", help="trace a few steps, to WORKDIR/profile"
   )
@@ -173,7 +178,7 @@ def _evaluate(parser: argparse.ArgumentParser) -> None:
 
 
 def _convert(parser: argparse.ArgumentParser) -> None:
-  parser.add_argument("source", type=path, help="any format, detected")
+  parser.add_argument("source", type=place, help="any format, detected")
   parser.add_argument("destination", type=path, help="a new directory")
   parser.add_argument(
     "--weights", choices=WEIGHTS, help="default: ema, if there is one"
@@ -220,7 +225,7 @@ def _plan(parser: argparse.ArgumentParser) -> None:
 
 
 def _inspect(parser: argparse.ArgumentParser) -> None:
-  parser.add_argument("checkpoint", nargs="?", type=path, help="any supported format")
+  parser.add_argument("checkpoint", nargs="?", type=place, help="any supported format")
   _backbone_config(parser)
   parser.add_argument("--mask", action="store_true", help="draw the mask of --config")
   parser.add_argument("--data", action="store_true", help="show a batch of --config")
@@ -287,8 +292,9 @@ def _checkpoint(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     "--checkpoint",
     required=True,
-    type=path,
-    help="a work directory, one of its checkpoints/STEP, or a PyTorch-format directory",
+    type=place,
+    help="a work directory, one of its checkpoints/STEP, or a PyTorch-format "
+    "directory; each may be gs://BUCKET/PATH",
   )
   parser.add_argument("--weights", choices=WEIGHTS, help="default: ema")
   _backbone_config(parser)

@@ -7,17 +7,26 @@ import re
 from collections.abc import Callable
 
 from set_diffusion_jax.errors import UserError
-from set_diffusion_jax.inputs import paths
+from set_diffusion_jax.storage import places
 
 _LARGEST = 2**63 - 1  # of any count: more is a slip, and no array can have it
 
 
 def path(text: str) -> pathlib.Path:
-  """A path, see `paths.given`."""
+  """A path on a disk, see `places.path`."""
+  return _path(text, "disk")
+
+
+def place(text: str) -> pathlib.Path:
+  """A path on a disk or in a bucket."""
+  return _path(text, "disk", "gs")
+
+
+def _path(text: str, *stores: str) -> pathlib.Path:
   if not text:
     raise _wrong(text, "must be a path, is empty")
   try:
-    return paths.given(text)
+    return places.path(text, stores=stores)
   except UserError as error:
     raise argparse.ArgumentTypeError(f"={error}") from None
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from set_diffusion_jax import workdir
 from set_diffusion_jax.config import WEIGHTS
 from set_diffusion_jax.convert.destination import (
   fresh_directory,
@@ -24,6 +25,7 @@ from set_diffusion_jax.data import JsonTokenizer, PieceTokenizer, restore_tokeni
 from set_diffusion_jax.errors import UserError
 from set_diffusion_jax.inputs.paths import given
 from set_diffusion_jax.numerics import settled
+from set_diffusion_jax.storage import places
 
 SHARD_SIZE = 5 * 10**9  # bytes, as Transformers shards
 
@@ -97,8 +99,9 @@ def convert(
     raise UserError(f"--weights={weights}: must be one of {', '.join(WEIGHTS)}")
   if shard_size < 1:
     raise UserError(f"--shard-size={shard_size}: must be at least 1 byte")
-  source, destination = given(source), given(destination)
-  opened = open_source(source, weights, backbone_config)
+  source, destination = places.path(source), given(destination)
+  with workdir.on_disk(source) as local:
+    opened = open_source(local, weights, backbone_config).named(local, source)
   check_outside(opened, destination)
   readable = {JsonTokenizer.name}
   if importlib.util.find_spec("sentencepiece"):
@@ -118,7 +121,7 @@ def convert(
   if verify:
     run = verify_apart if fresh_process else verify_here
     with removed_unless_right(destination):
-      verified, difference = run(source, destination, weights, dtype, backbone_config)
+      verified, difference = run(local, destination, weights, dtype, backbone_config)
   return Report(
     source=source,
     destination=destination,

@@ -3,10 +3,11 @@
 import math
 import pathlib
 
+from set_diffusion_jax import workdir
 from set_diffusion_jax.convert.published import meaning
 from set_diffusion_jax.convert.source import open_source
 from set_diffusion_jax.data import count, facts, restore_tokenizer
-from set_diffusion_jax.inputs.paths import given
+from set_diffusion_jax.storage import places
 from set_diffusion_jax.version import changes
 
 
@@ -30,7 +31,9 @@ def describe(
   Raises:
     UserError: not a checkpoint, or damaged.
   """
-  source = open_source(given(path), weights, backbone_config)
+  path = places.path(path)
+  with workdir.on_disk(path) as local:
+    source = open_source(local, weights, backbone_config).named(local, path)
   tokenizer = restore_tokenizer(source.described)
   rows = [
     {

@@ -23,6 +23,7 @@ from set_diffusion_jax.convert.tensors import WEIGHT_DTYPES, read_json
 from set_diffusion_jax.errors import UserError
 from set_diffusion_jax.inputs.names import check_tree, shown
 from set_diffusion_jax.inputs.paths import Opened
+from set_diffusion_jax.storage.places import MARKER
 
 _TREE = "_METADATA"
 # A step's parameters may take so many times the bytes of its files, as zeros shrink to
@@ -253,6 +254,9 @@ class Writer:
       "custom_metadata": {},
     }
     _write(self._step / "_CHECKPOINT_METADATA", checkpoint)
+    # As Orbax does, last: so a copy of the folder in a bucket is known to be whole.
+    for folder in (self._state, self._step / "meta", self._step):
+      (folder / MARKER).write_text(f"Checkpoint commit was successful to {folder}")
 
 
 def _written(future):

@@ -97,6 +97,12 @@ class Source:
     described = {"name": self.tokenizer, **ids, "used_ids": self.used_ids}
     return {**described, "files": self.files}
 
+  def named(self, local: pathlib.Path, given: pathlib.Path) -> "Source":
+    """The same under the name that the user gave to what was read as `local`."""
+    if local == given:
+      return self
+    return dataclasses.replace(self, path=given / self.path.relative_to(local))
+
   def tree(self) -> dict:
     """The whole parameter tree, widened to float32."""
     tree: dict = {}

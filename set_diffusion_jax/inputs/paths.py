@@ -11,6 +11,7 @@ import glob
 import os
 import pathlib
 import re
+import threading
 
 from set_diffusion_jax.errors import UserError
 from set_diffusion_jax.inputs.text import STREAM_BYTES
@@ -166,13 +167,13 @@ def file_content(path: pathlib.Path) -> bytes:
 
 
 def fresh_name() -> str:
-  """A name of this process for what will be moved into place, however long that is."""
-  return f".set-diffusion-{os.getpid()}.tmp"
+  """A name of this thread for what will be moved into place, however long that is."""
+  return f".set-diffusion-{os.getpid()}-{threading.get_native_id()}.tmp"
 
 
 def is_fresh(name: str) -> bool:
-  """Whether a name is one of `fresh_name`, of any process."""
-  return re.fullmatch(r"\.set-diffusion-\d+\.tmp", name) is not None
+  """Whether a name is one of `fresh_name`, of any thread of any process."""
+  return re.fullmatch(r"\.set-diffusion-\d+(-\d+)?\.tmp", name) is not None
 
 
 def is_special(path: pathlib.Path) -> bool:

@@ -2,7 +2,9 @@
 
 import json
 import pathlib
+import shutil
 import sys
+import tempfile
 import time
 
 import tqdm
@@ -11,15 +13,21 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event
 
 from set_diffusion_jax.inputs import paths, terminal
+from set_diffusion_jax.storage import places
+
+_SECONDS = 30  # from one copy of the metrics to a bucket to the next, at least
 
 
 class MetricsWriter:
   """Appends metrics of a work directory, both as JSON lines and as events.
 
   On resume both are cut back to the restored step: what came after it happens again.
+  In a bucket nothing can be appended to: there the files are kept on this disk and
+  copied whole, every now and then and before each save, so that a run which goes on
+  from a step has the rows up to it.
 
   Args:
-    workdir: of the run.
+    workdir: of the run, on a disk or in a bucket.
     step: what was restored.
     owed: whether the evaluation of that step happens again as well.
     active: false in all processes but one; nothing is written then.
@@ -31,13 +39,18 @@ class MetricsWriter:
     self._active = active
     if not active:
       return
-    self._path = workdir / "metrics.jsonl"
-    kept = [row for row in read_metrics(self._path) if row["step"] <= step]
+    self._bucket, kept = None, read_metrics(workdir / "metrics.jsonl")
+    if places.is_remote(workdir):
+      self._bucket = workdir
+      workdir = pathlib.Path(tempfile.mkdtemp(prefix="set-diffusion-"))
+    self._folder = workdir
+    kept = [row for row in kept if row["step"] <= step]
     if owed:
       again = lambda row: row["step"] == step and "train/loss" not in row
       kept = [row for row in kept if not again(row)]
-    paths.write_whole(self._path, "".join(json.dumps(row) + "\n" for row in kept))
-    self._file = self._path.open("a")
+    path = workdir / "metrics.jsonl"
+    paths.write_whole(path, "".join(json.dumps(row) + "\n" for row in kept))
+    self._file = path.open("a")
     events = workdir / "tensorboard"
     for old in events.glob("events.*"):
       old.unlink()
@@ -47,6 +60,9 @@ class MetricsWriter:
     for row in kept:
       self._event(row)
     self._events.flush()
+    if self._bucket is not None:
+      places.remove(self._bucket / "tensorboard")
+      self.publish()
 
   def write(self, step: int, values: dict[str, float]) -> None:
     """Adds a row; names with a slash are grouped by TensorBoard."""
@@ -57,6 +73,14 @@ class MetricsWriter:
     self._file.flush()
     self._event(row)
     self._events.flush()
+    if self._bucket is not None and time.monotonic() - self._published > _SECONDS:
+      self.publish()
+
+  def publish(self) -> None:
+    """Copies what has been written to the bucket of the run, if it is in one."""
+    if self._active and self._bucket is not None:
+      places.upload(self._folder, self._bucket)
+      self._published = time.monotonic()
 
   def _event(self, row: dict) -> None:
     for name, value in row.items():
@@ -72,12 +96,17 @@ class MetricsWriter:
     if self._active:
       self._file.close()
       self._events.close()
+      try:
+        self.publish()
+      finally:
+        if self._bucket is not None:
+          shutil.rmtree(self._folder, ignore_errors=True)
 
 
 def read_metrics(path: pathlib.Path) -> list[dict]:
   """The rows of a metrics file, up to a line that is none: a kill may cut the last."""
   rows = []
-  lines = path.read_bytes().splitlines() if path.exists() else []
+  lines = places.read_bytes(path).splitlines() if places.exists(path) else []
   for line in lines:
     try:
       row = json.loads(line)

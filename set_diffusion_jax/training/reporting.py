@@ -59,6 +59,11 @@ class Journal:
     self._input += waited
     self._progress.advance()
 
+  def publish(self) -> None:
+    """Writes what is pending, and makes sure that it outlives this machine."""
+    self.flush()
+    self._writer.publish()
+
   def flush(self) -> None:
     """Writes what is pending, checked to be finite."""
     if not self.pending:

@@ -1,8 +1,12 @@
 """Time spent compiling, and traces of a few steps."""
 
 import pathlib
+import shutil
+import tempfile
 
 import jax
+
+from set_diffusion_jax.storage import places
 
 _COMPILE = "/jax/core/compile/backend_compile_duration"
 _TRACED = range(3, 6)  # steps after the first one, which compiles, and those it warms
@@ -28,12 +32,15 @@ class Trace:
   """A profiler's trace of a few steps, for TensorBoard or XProf.
 
   Args:
-    folder: where it is written; None: nowhere.
+    folder: where it is written, on a disk or in a bucket; None: nowhere.
     first: the step that the run continues from.
   """
 
   def __init__(self, folder: pathlib.Path | None, first: int):
-    self._folder = folder
+    self._folder, self._bucket = folder, None
+    if folder is not None and places.is_remote(folder):
+      self._bucket = folder
+      self._folder = pathlib.Path(tempfile.mkdtemp(prefix="set-diffusion-"))
     self._begin, self._end = first + _TRACED.start, first + _TRACED.stop
     self._running = False
 
@@ -59,7 +66,11 @@ class Trace:
   def _stop(self) -> None:
     if self._running:
       jax.profiler.stop_trace()
+      if self._bucket is not None:
+        places.upload(self._folder, self._bucket)
     self._running = False
 
   def __exit__(self, *exception) -> None:
     self._stop()
+    if self._bucket is not None:
+      shutil.rmtree(self._folder, ignore_errors=True)

@@ -17,6 +17,7 @@ from set_diffusion_jax.errors import Preempted, disk_told
 from set_diffusion_jax.evaluate import Clip, Evaluator
 from set_diffusion_jax.numerics import settled
 from set_diffusion_jax.preemption import Preemption
+from set_diffusion_jax.storage import places
 from set_diffusion_jax.training.metrics import MetricsWriter, Progress
 from set_diffusion_jax.training.reporting import Journal
 from set_diffusion_jax.training.state import TrainState
@@ -132,7 +133,7 @@ def train(
 
   Args:
     config: the same in all processes.
-    directory: one that all processes see.
+    directory: one that all processes see, on a disk or in a bucket.
     label: stands before what is printed.
     profile: whether a trace of a few steps goes to `directory`/profile.
 
@@ -144,6 +145,7 @@ def train(
     DiskError: the disk or a quota is full.
   """
   processes.check_same(_facts(config, directory))
+  processes.from_first(lambda: places.reach(directory, "--workdir"))
   run = processes.together(lambda: Run.build(config))
   processes.check_same({f"data.{k}": v for k, v in run.corpus.fingerprint.items()})
   evaluator = Evaluator(run.objective, run.corpus.validation, run.mesh)
@@ -165,6 +167,7 @@ def train(
   writes = processes.is_first()
   with (
     disk_told(f"--workdir={directory}", "steps that are whole are kept"),
+    places.explained(f"--workdir={directory}"),
     Preemption() as preemption,
     checkpoints,
     MetricsWriter(directory, first, owed, writes) as writer,
@@ -254,7 +257,7 @@ class Loop:
   def _save(
     self, step: int, current: TrainState, owed: bool, nats: float | None
   ) -> None:
-    self._journal.flush()  # a state with a non-finite history is never saved
+    self._journal.publish()  # a state with a non-finite history is never saved
     meta = self._run.meta(current, self._weights_from, owed)
     self._checkpoints.save(step, current, self._batches, meta, nats)
     self._saved = time.monotonic()
@@ -283,4 +286,4 @@ def _facts(config: Config, directory: pathlib.Path) -> dict:
   fields = {name: flat[name] for name in flat if name not in (*paths, "data.tokenizer")}
   code = {f"version of {name}": value for name, value in versions().items()}
   code.pop("version of Python")  # hosts may differ in it
-  return {**fields, "--workdir": str(directory.absolute()), **code}
+  return {**fields, "--workdir": str(places.absolute(directory)), **code}

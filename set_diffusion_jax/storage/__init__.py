@@ -1,0 +1,1 @@
+"""Where bytes live: on a disk, or in a bucket."""
