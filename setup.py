@@ -47,6 +47,8 @@ setup(
   extras_require={
     "gpu": [f"jax[cuda13]{JAX}"],
     "tpu": [f"jax[tpu]{JAX}"],
+    # Checkpoints at hf://ORG/NAME; tokenizers and Transformers narrow it.
+    "hub": ["huggingface_hub>=0.34,<3"],
     "sentencepiece": ["sentencepiece>=0.2.3,<0.3"],
     # The other side of parity tests.
     "torch": ["torch>=2.6", "transformers>=4.52,<6"],

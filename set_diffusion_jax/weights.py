@@ -14,11 +14,11 @@ from set_diffusion_jax.checkpoint import Checkpoints, abstract
 from set_diffusion_jax.config import Config, MeshConfig
 from set_diffusion_jax.convert import orbax
 from set_diffusion_jax.convert.layout import parameters as parameters_of
+from set_diffusion_jax.convert.located import located
 from set_diffusion_jax.convert.meta import read_meta
 from set_diffusion_jax.convert.source import open_source
 from set_diffusion_jax.errors import UserError
 from set_diffusion_jax.inputs.names import check_link, step_number
-from set_diffusion_jax.inputs.paths import given
 from set_diffusion_jax.model import build_network
 from set_diffusion_jax.numerics import settled
 
@@ -32,6 +32,7 @@ class Stored(NamedTuple):
     tokenizer: text to ids and back.
     step: optimiser steps that they have seen.
     meta: everything that the checkpoint says about itself.
+    origin: hf://ORG/NAME@COMMIT that they were fetched from; None: from this disk.
   """
 
   config: Config
@@ -39,6 +40,7 @@ class Stored(NamedTuple):
   tokenizer: data.Tokenizer
   step: int
   meta: dict
+  origin: str | None = None
 
 
 @settled()
@@ -52,7 +54,7 @@ def read_weights(
 
   Args:
     path: a work directory, whose last step is taken, or one step's directory; or what
-      `convert` reads: a PyTorch-format directory or file.
+      `convert` reads: a PyTorch-format directory or file, or hf://ORG/NAME[@REVISION].
     weights: "ema" or "raw"; None: what the configuration evaluates, and otherwise the
       EMA where there is one.
     mesh: whose devices they are laid out on; None: on all devices, replicated.
@@ -61,11 +63,12 @@ def read_weights(
   Raises:
     UserError: there is no checkpoint, or it is damaged.
   """
-  path = given(path)
+  path, origin = located(path)
   mesh = sharding.make_mesh(MeshConfig()) if mesh is None else mesh
   foreign = os.path.lexists(path / "config.json") and not _is_workdir(path)
   if path.is_file() or foreign:
-    return _read_foreign(path, weights, mesh, backbone_config)
+    stored = _read_foreign(path, weights, mesh, backbone_config)
+    return stored._replace(origin=origin)
   if backbone_config is not None:
     right = f"left out: {path} is a work directory, which has its own"
     raise UserError(f"--backbone-config={backbone_config}: must be {right}")

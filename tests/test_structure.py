@@ -13,6 +13,7 @@ ROOT = pathlib.Path(__file__).parents[1] / "set_diffusion_jax"
 LEVELS = [
   ["errors", "version", "preemption", "numerics"],
   ["inputs"],
+  ["storage"],
   ["config", "diffusion.method", "diffusion.draws", "cluster", "processes"],
   ["diffusion.schedules", "data"],
   ["diffusion.order"],

@@ -4,7 +4,7 @@ import argparse
 import difflib
 import re
 
-from set_diffusion_jax.cli.values import number, path, source, whole
+from set_diffusion_jax.cli.values import checkpoint, number, path, source, whole
 from set_diffusion_jax.config import COMMITS, WEIGHTS
 from set_diffusion_jax.data.zero_shot import ZERO_SHOT
 from set_diffusion_jax.errors import UserError
@@ -173,8 +173,12 @@ def _evaluate(parser: argparse.ArgumentParser) -> None:
 
 
 def _convert(parser: argparse.ArgumentParser) -> None:
-  parser.add_argument("source", type=path, help="any format, detected")
-  parser.add_argument("destination", type=path, help="a new directory")
+  parser.add_argument(
+    "source", type=checkpoint, help="any format, detected; hf://ORG/NAME[@REVISION]"
+  )
+  parser.add_argument(
+    "destination", type=checkpoint, help="a new directory, or hf://ORG/NAME"
+  )
   parser.add_argument(
     "--weights", choices=WEIGHTS, help="default: ema, if there is one"
   )
@@ -220,7 +224,9 @@ def _plan(parser: argparse.ArgumentParser) -> None:
 
 
 def _inspect(parser: argparse.ArgumentParser) -> None:
-  parser.add_argument("checkpoint", nargs="?", type=path, help="any supported format")
+  parser.add_argument(
+    "checkpoint", nargs="?", type=checkpoint, help="any supported format"
+  )
   _backbone_config(parser)
   parser.add_argument("--mask", action="store_true", help="draw the mask of --config")
   parser.add_argument("--data", action="store_true", help="show a batch of --config")
@@ -287,8 +293,9 @@ def _checkpoint(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     "--checkpoint",
     required=True,
-    type=path,
-    help="a work directory, one of its checkpoints/STEP, or a PyTorch-format directory",
+    type=checkpoint,
+    help="a work directory, one of its checkpoints/STEP, a PyTorch-format directory, "
+    "or hf://ORG/NAME[@REVISION]",
   )
   parser.add_argument("--weights", choices=WEIGHTS, help="default: ema")
   _backbone_config(parser)

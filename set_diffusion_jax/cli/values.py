@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from set_diffusion_jax.errors import UserError
 from set_diffusion_jax.inputs import paths
+from set_diffusion_jax.storage import hub
 
 _LARGEST = 2**63 - 1  # of any count: more is a slip, and no array can have it
 
@@ -20,6 +21,17 @@ def path(text: str) -> pathlib.Path:
     return paths.given(text)
   except UserError as error:
     raise argparse.ArgumentTypeError(f"={error}") from None
+
+
+def checkpoint(text: str) -> pathlib.Path | str:
+  """A path, or hf://ORG/NAME[@REVISION], as it was given."""
+  if not hub.is_url(text):
+    return path(text)
+  try:
+    hub.address(text)
+  except UserError as error:
+    raise argparse.ArgumentTypeError(f"={error}") from None
+  return text
 
 
 def source(text: str) -> str:

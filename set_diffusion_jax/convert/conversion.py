@@ -2,7 +2,8 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -11,7 +12,8 @@ from set_diffusion_jax.convert.destination import (
   fresh_directory,
   removed_unless_right,
 )
-from set_diffusion_jax.convert.source import check_outside, open_source
+from set_diffusion_jax.convert.located import located
+from set_diffusion_jax.convert.source import Source, check_outside, open_source
 from set_diffusion_jax.convert.tensors import WEIGHT_DTYPES
 from set_diffusion_jax.convert.to_orbax import write_orbax
 from set_diffusion_jax.convert.to_pytorch import write_pytorch
@@ -21,6 +23,7 @@ from set_diffusion_jax.data import JsonTokenizer, restore_tokenizer
 from set_diffusion_jax.errors import UserError
 from set_diffusion_jax.inputs.paths import given
 from set_diffusion_jax.numerics import settled
+from set_diffusion_jax.storage import hub
 
 SHARD_SIZE = 5 * 10**9  # bytes, as Transformers shards
 
@@ -31,7 +34,7 @@ class Report:
 
   Attributes:
     source: path that was read.
-    destination: directory that was written.
+    destination: directory that was written, or hf://ORG/NAME@COMMIT.
     direction: "orbax to pytorch" or "pytorch to orbax".
     weights: "ema" or "raw"; None: the source does not say.
     parameters: number of values.
@@ -42,7 +45,7 @@ class Report:
   """
 
   source: pathlib.Path
-  destination: pathlib.Path
+  destination: pathlib.Path | str
   direction: str
   weights: str | None
   parameters: int
@@ -70,9 +73,11 @@ def convert(
   Args:
     source: a work directory or its `checkpoints/STEP`, which become a PyTorch-format
       directory; or such a directory, or a file of tensors with `config.json` beside
-      it, which becomes a work directory.
+      it, which becomes a work directory. hf://ORG/NAME[@REVISION] is such a directory.
     destination: a directory that does not exist or is empty; it is there whole at the
-      end, or not at all.
+      end, or not at all. Of a work directory also hf://ORG/NAME, a repository that
+      holds no model: the result is made in a temporary directory, verified and
+      uploaded in one commit; a repository that is created is private.
     weights: "ema" or "raw" of a source that has both; None: EMA.
     dtype: "float32", "bfloat16" or "float16" for all parameters; None: as stored.
     shard_size: bytes of values in a file, when writing safetensors.
@@ -94,22 +99,51 @@ def convert(
     raise UserError(f"--weights={weights}: must be one of {', '.join(WEIGHTS)}")
   if shard_size < 1:
     raise UserError(f"--shard-size={shard_size}: must be at least 1 byte")
-  source, destination = given(source), given(destination)
-  opened = open_source(source, weights, backbone_config)
-  check_outside(opened, destination)
+  if not hub.is_url(destination):
+    destination = given(destination)
+  place = located(source)
+  opened = open_source(place.path, weights, backbone_config, place.origin)
   if opened.tokenizer == JsonTokenizer.name:
     restore_tokenizer(opened.described)  # damaged: refused before anything is written
+  run = verify_apart if fresh_process else verify_here
+
+  def proved(folder: pathlib.Path) -> tuple[int, float | None]:
+    return run(place.path, folder, weights, dtype, backbone_config)
+
   cast = Cast(opened, dtype)
+  parts = (place.path, opened, cast, shard_size, evaluation)
+  if not hub.is_url(destination):
+    check_outside(opened, destination)
+    return _written(destination, *parts, proved if verify else None)
+  if opened.format != "orbax":
+    right = "must be a new directory, as the source has the hub's format already"
+    raise UserError(f"{destination}: {right}")
+  hub.check_destination(destination)
+  with tempfile.TemporaryDirectory(prefix="set-diffusion-") as scratch:
+    folder = pathlib.Path(scratch) / "model"
+    report = _written(folder, *parts, proved)
+    return dataclasses.replace(report, destination=hub.upload(destination, folder))
+
+
+def _written(
+  destination: pathlib.Path,
+  source: pathlib.Path,
+  opened: Source,
+  cast: Cast,
+  shard_size: int,
+  evaluation: Mapping | None,
+  proved: Callable[[pathlib.Path], tuple[int, float | None]] | None,
+) -> Report:
+  """Writes the directory; `proved` reads it again, and raises if it is not right."""
   verified, difference = 0, None
   with fresh_directory(destination) as fresh:
     if opened.format == "orbax":
       write_pytorch(opened, cast, fresh, shard_size, evaluation)
     else:
       write_orbax(opened, cast, fresh)
-  if verify:
-    run = verify_apart if fresh_process else verify_here
+  if proved is not None:
     with removed_unless_right(destination):
-      verified, difference = run(source, destination, weights, dtype, backbone_config)
+      verified, difference = proved(destination)
   return Report(
     source=source,
     destination=destination,

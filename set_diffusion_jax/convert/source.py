@@ -43,6 +43,7 @@ class Source:
 
   Attributes:
     path: a directory or file.
+    origin: what others can find it by: that path, or hf://ORG/NAME@COMMIT.
     format: "orbax" or "pytorch".
     config: how they are used; what they were trained with as far as it is known.
     vocabulary: ids; `size` counts the rows of the embedding.
@@ -64,6 +65,7 @@ class Source:
   """
 
   path: pathlib.Path
+  origin: str
   format: str
   config: Config
   vocabulary: Vocabulary
@@ -116,6 +118,7 @@ def open_source(
   path: pathlib.Path,
   kind: str | None = None,
   backbone_config: str | pathlib.Path | None = None,
+  origin: str | None = None,
 ) -> Source:
   """Weights of any supported format, detected.
 
@@ -125,6 +128,7 @@ def open_source(
     kind: "ema" or "raw"; None: EMA where there is a choice.
     backbone_config: a Qwen3 configuration of Transformers, for a published directory
       that names its Qwen3 by a name that is not known here.
+    origin: where the path was fetched from; None: it was on this disk.
 
   Raises:
     UserError: not a checkpoint, damaged, or not a model that this project has.
@@ -137,7 +141,8 @@ def open_source(
     raise UserError(f"{names.shown(str(path), 400)}: {reason}") from None
   step = _step(path)
   if step is None:
-    return _pytorch(path, kind, backbone_config)
+    found = _pytorch(path, kind, backbone_config)
+    return found if origin is None else dataclasses.replace(found, origin=origin)
   if backbone_config is not None:
     right = f"left out: {path} is a work directory, which has its own"
     raise UserError(f"--backbone-config={backbone_config}: must be {right}")
@@ -177,6 +182,7 @@ def _orbax(step: pathlib.Path, kind: str | None) -> Source:
   dtypes = reader.check(parameters)
   return Source(
     path=step,
+    origin=str(step),
     format="orbax",
     config=meta.config,
     vocabulary=meta.vocabulary,
@@ -235,6 +241,7 @@ def _pytorch(path: pathlib.Path, kind: str | None, backbone_config) -> Source:
   dtypes = _check_tensors(path, tensors, parameters)
   return Source(
     path=path,
+    origin=str(path),
     format="pytorch",
     config=settings.config,
     vocabulary=settings.vocabulary,
