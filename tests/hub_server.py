@@ -1,4 +1,4 @@
-"""A Hugging Face hub on this machine: what its client asks when it reads and commits."""
+"""A Hugging Face hub on this machine: what its client asks to read and to commit."""
 
 import base64
 import hashlib
@@ -52,7 +52,9 @@ class Hub:
     self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     self._server.daemon_threads = True
     self.url = f"http://127.0.0.1:{self._server.server_port}"
-    threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
+    threading.Thread(
+      target=self._server.serve_forever, args=(0.01,), daemon=True
+    ).start()
     return self
 
   def __exit__(self, *exception):

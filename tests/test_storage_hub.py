@@ -1,4 +1,4 @@
-"""Checkpoints of the Hugging Face hub: the bytes of a local directory, at one commit."""
+"""Checkpoints of the Hugging Face hub: the bytes of a directory, at one commit."""
 
 import json
 import os
@@ -207,7 +207,11 @@ def test_names_that_an_index_gives(server, both):
     *("hf://a/b@", "hf://a/b@x y", "hf://a/b@../x", "hf://a/b@a//b", "hf://a/b@-x"),
     *("hf://a/b@x@y", "hf://a b/c", "hf://a/b%2Fc", "hf://a/b?x", "hf://a/b#x"),
     *("hf://a/-b", "hf://a/b.", "hf://a/b--c", "hf://a/b.git", "hf://a/b\n", "hf:///b"),
-    *(f"hf://a/{'b' * 97}", f"hf://a/b@{'c' * 300}", "hf://a/\N{CYRILLIC SMALL LETTER A}"),
+    *(
+      f"hf://a/{'b' * 97}",
+      f"hf://a/b@{'c' * 300}",
+      "hf://a/\N{CYRILLIC SMALL LETTER A}",
+    ),
   ],
 )
 def test_hostile_names(server, capsys, url, tmp_path, monkeypatch):
@@ -244,7 +248,7 @@ def test_a_model_is_uploaded_in_one_commit(server, both, monkeypatch, tmp_path):
 def test_what_is_there_is_never_written_over(server, both, monkeypatch):
   folder, run = both
   monkeypatch.setenv("HF_TOKEN", TOKEN)
-  _, first = published(server, folder)
+  published(server, folder)
   refused(lambda: convert(run, URL), URL, "config.json", "new repository")
   assert not any(line.startswith(("POST", "PUT")) for line in server.asked)
   refused(lambda: convert(folder, "hf://org/x"), "hf://org/x", "new directory")

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from set_diffusion_jax.errors import UserError
 from set_diffusion_jax.inputs import paths
-from set_diffusion_jax.storage import hub
+from set_diffusion_jax.storage import hub, places
 
 _LARGEST = 2**63 - 1  # of any count: more is a slip, and no array can have it
 
@@ -25,9 +25,11 @@ def path(text: str) -> pathlib.Path:
 
 def checkpoint(text: str) -> pathlib.Path | str:
   """A path, or hf://ORG/NAME[@REVISION], as it was given."""
-  if not hub.is_url(text):
-    return path(text)
+  if not text:
+    raise _wrong(text, "must be a path, is empty")
   try:
+    if not hub.is_url(text):
+      return places.path(text, stores=("disk", "hf"))
     hub.address(text)
   except UserError as error:
     raise argparse.ArgumentTypeError(f"={error}") from None

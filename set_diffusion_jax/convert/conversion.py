@@ -21,9 +21,8 @@ from set_diffusion_jax.convert.transfer import Cast
 from set_diffusion_jax.convert.verify import verify_apart, verify_here
 from set_diffusion_jax.data import JsonTokenizer, restore_tokenizer
 from set_diffusion_jax.errors import UserError
-from set_diffusion_jax.inputs.paths import given
 from set_diffusion_jax.numerics import settled
-from set_diffusion_jax.storage import hub
+from set_diffusion_jax.storage import hub, places
 
 SHARD_SIZE = 5 * 10**9  # bytes, as Transformers shards
 
@@ -100,7 +99,7 @@ def convert(
   if shard_size < 1:
     raise UserError(f"--shard-size={shard_size}: must be at least 1 byte")
   if not hub.is_url(destination):
-    destination = given(destination)
+    destination = places.path(destination, stores=("disk", "hf"))
   place = located(source)
   opened = open_source(place.path, weights, backbone_config, place.origin)
   if opened.tokenizer == JsonTokenizer.name:

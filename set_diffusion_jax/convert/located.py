@@ -12,8 +12,7 @@ from set_diffusion_jax.convert.tensors import read_json
 from set_diffusion_jax.data.pieces import FILE
 from set_diffusion_jax.errors import UserError
 from set_diffusion_jax.inputs.names import bare_name, part
-from set_diffusion_jax.inputs.paths import given
-from set_diffusion_jax.storage import hub
+from set_diffusion_jax.storage import hub, places
 
 _CONFIG = "config.json"
 # In the order in which a directory is searched for them: pickles come last.
@@ -47,7 +46,7 @@ def located(text: str | os.PathLike) -> Located:
     UserError: it is no path and no such address, or cannot be fetched.
   """
   if not hub.is_url(text):
-    return Located(given(text), None)
+    return Located(places.path(text, stores=("disk", "hf")), None)
   snapshot = hub.Snapshot(text)
   folder = snapshot.get(_SMALL)
   if not os.path.lexists(folder / _CONFIG):

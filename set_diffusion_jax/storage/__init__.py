@@ -1,1 +1,1 @@
-"""Where bytes are kept: the only room that knows an address of another machine."""
+"""Where bytes live: on a disk, in a bucket, or at the Hugging Face hub."""
