@@ -39,12 +39,13 @@ class Hub:
     repositories: by "ORG/NAME"; data sets by "datasets/ORG/NAME".
     asked: "METHOD path" of every request, in order.
     broken: a code that answers every request, or GONE; None: it works.
+    full: whether uploads are forbidden.
     at_commit: called before a commit is looked at.
   """
 
   def __init__(self):
     self.repositories, self.asked = {}, []
-    self.broken, self.at_commit = None, lambda: None
+    self.broken, self.full, self.at_commit = None, False, lambda: None
     self._blobs = {}
 
   def __enter__(self):
@@ -164,10 +165,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
   def create(self):
     given = json.loads(self.body)
     name = f"{given['organization']}/{given['name']}"
+    private = given.get("private", given.get("visibility") == "private")  # from 2.0
     if name in self.hub.repositories:
       self.answer(409, {"error": "exists", "url": f"{self.hub.url}/{name}"})
       return
-    self.hub.repositories[name] = made = Repository(private=given["private"])
+    self.hub.repositories[name] = made = Repository(private=private)
     made.commit({".gitattributes": b""})
     self.answer(200, {"url": f"{self.hub.url}/{name}", "id": name, "name": name})
 
@@ -196,6 +198,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     self.answer(200, {"transfer": "basic", "objects": objects})
 
   def blob(self, oid):
+    if self.hub.full:
+      self.answer(403, {"error": "no room"})
+      return
     self.hub._blobs[oid] = self.body
     self.answer(200, {})
 

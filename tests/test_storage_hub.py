@@ -14,13 +14,18 @@ import pytest
 from set_diffusion_jax import cli, load
 from set_diffusion_jax.convert import convert, describe
 from set_diffusion_jax.errors import UserError
+from set_diffusion_jax.training.train import Run
+from tests import tiny
 from tests.convert_files import torch_bytes
 from tests.golden import Golden
 from tests.hub_server import GONE, TOKEN, Hub, Repository
-from tests.test_convert import reference, stored
+from tests.test_convert import reference, stored, train_state
 
 hub = pytest.importorskip("huggingface_hub", reason="huggingface_hub")
 download = pytest.importorskip("huggingface_hub.file_download")
+
+# Its own, of 2.4.
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 
 NAME, URL = "setdlm_dit", "hf://org/model"
 PROGRAM = {"modeling.py": b"raise SystemExit", "deep/model.safetensors": b"no"}
@@ -265,6 +270,16 @@ def test_what_is_there_is_never_written_over(server, both, monkeypatch):
   assert raced.commits[raced.sha("main")] == {"config.json": b"theirs"}
 
 
+def test_an_upload_that_fails_commits_nothing(server, both, monkeypatch):
+  _, run = both
+  monkeypatch.setenv("HF_TOKEN", TOKEN)
+  server.full = True
+  refused(lambda: convert(run, "hf://org/new"), "hf://org/new", "403")
+  assert len(server.repositories["org/new"].commits) == 1, "of its creation"
+  server.full = False
+  assert convert(run, "hf://org/new").destination.startswith("hf://org/new@")
+
+
 def test_nothing_is_uploaded_that_is_not_right(server, both, monkeypatch):
   from set_diffusion_jax.convert import conversion
 
@@ -301,3 +316,35 @@ def test_commands_by_the_environment(server, both, tmp_path):
   assert gone.returncode == 2 and gone.stderr.count("\n") == 1, gone.stderr
   offline = run("inspect", URL, HF_HUB_OFFLINE="1")
   assert offline.returncode == 0 and offline.stdout == found.stdout
+
+
+def test_a_run_starts_from_a_commit(server, tmp_path):
+  train_state(tmp_path / "run")
+  convert(tmp_path / "run", tmp_path / "published")
+  _, commit = published(server, tmp_path / "published")
+  text = {"data__source": "text", "data__train_path": str(tiny.text_file(tmp_path))}
+  text |= {"data__validation_path": text["data__train_path"], "model__ffn": 64}
+
+  def started(start):
+    return Run.build(tiny.config(init_from=str(start), **text)).start()
+
+  here, from_disk, _ = started(tmp_path / "published")
+  there, from_hub, _ = started(f"{URL}@main")
+  jax.tree.map(np.testing.assert_array_equal, here.params, there.params)
+  assert from_disk.pop("checkpoint") == str(tmp_path / "published")
+  assert from_hub.pop("checkpoint") == f"{URL}@{commit}"
+  assert from_hub == from_disk and from_hub["loaded"]
+  refused(lambda: started("hf://org/none"), "hf://org/none")
+
+
+def test_sampling_is_that_of_the_directory(server, both, tmp_path, capsys):
+  folder, _ = both
+  published(server, folder)
+  found = []
+  for number, name in enumerate((str(folder), URL)):
+    out = tmp_path / f"{number}.jsonl"
+    command = ["sample", f"--checkpoint={name}", "--length=8", "--num=2"]
+    assert cli.main([*command, f"--output={out}"]) == 0, capsys.readouterr().err
+    rows = map(json.loads, out.read_text().splitlines())
+    found.append([row["tokens"] for row in rows])
+  assert found[0] == found[1] and len(found[0]) == 2

@@ -248,6 +248,8 @@ def _explained(hub, url: str, place: Address, unreached: str | None = None) -> I
 def _mistake(hub, error, url, place, unreached, server) -> UserError:
   """The line for an error of huggingface_hub; any other error is raised again."""
   errors = hub.errors
+  if type(error) is RuntimeError and error.__cause__ is not None:  # of an upload
+    return _mistake(hub, error.__cause__, url, place, unreached, server)
   if isinstance(error, errors.GatedRepoError):
     terms = f"accept its terms at {server}/{place.repository}"
     return UserError(f"{url}: is a gated repository; {terms}, and {_LOG_IN}")
