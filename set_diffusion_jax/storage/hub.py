@@ -18,7 +18,7 @@ from set_diffusion_jax.errors import DiskError, UserError, disk_reason
 from set_diffusion_jax.inputs.names import shown
 
 SCHEME = "hf://"
-_LONGEST = 96  # characters of ORG and of NAME, and so on
+_LONGEST = 96  # characters of ORG and of NAME
 _LONGEST_REVISION = 200
 _PART = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_])?")
 _REVISION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_./-]*")
@@ -26,7 +26,7 @@ _TIMEOUT = 10  # seconds that the server has to answer the first question
 _CLIENTS = ("requests", "httpx", "httpx2")  # of the versions of huggingface_hub
 _RIGHT = f"must be {SCHEME}ORG/NAME or {SCHEME}ORG/NAME@REVISION"
 _LOG_IN = "log in with `hf auth login` or set HF_TOKEN"
-# What the server itself puts into a new repository, or its owner before the files.
+# Of the server itself, or of the owner.
 _NO_FILES = (".gitattributes", "README.md")
 
 
@@ -171,7 +171,7 @@ def upload(url: str, folder: pathlib.Path) -> str:
 def _destination(url: str) -> Address:
   place = address(url)
   if place.revision is not None:
-    raise UserError(f"{url}: must be {SCHEME}ORG/NAME, without a revision, to write to")
+    raise UserError(f"{url}: must be {SCHEME}ORG/NAME without a revision, to write to")
   return place
 
 
@@ -228,7 +228,7 @@ class _Silent(UserError):
 
 @contextlib.contextmanager
 def _explained(hub, url: str, place: Address, unreached: str | None = None) -> Iterator:
-  """What goes wrong between here and the server, as one line for the user.
+  """What goes wrong on the way to the server or there, as one line for the user.
 
   Args:
     hub: huggingface_hub.
@@ -236,12 +236,12 @@ def _explained(hub, url: str, place: Address, unreached: str | None = None) -> I
     place: what it says.
     unreached: why the server is not asked at all.
   """
-  server = hub.constants.ENDPOINT
   try:
     yield
   except UserError:
     raise
   except Exception as error:
+    server = hub.constants.ENDPOINT
     raise _mistake(hub, error, url, place, unreached, server) from None
 
 
@@ -271,6 +271,11 @@ def _mistake(hub, error, url, place, unreached, server) -> UserError:
     return _answer(url, server, error.response.status_code)
   if isinstance(error, errors.OfflineModeIsEnabled):
     return UserError(f"{url}: HF_HUB_OFFLINE is set; it must not be, to write there")
+  return _fault(hub, error, url, server)
+
+
+def _fault(hub, error, url, server) -> UserError:
+  """The same, of a disk and of the way to the server."""
   reason = disk_reason(error)
   if reason is not None:
     return DiskError(f"{url}: the hub's cache, {hub.constants.HF_HUB_CACHE}: {reason}")
