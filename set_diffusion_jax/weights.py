@@ -14,13 +14,13 @@ from set_diffusion_jax.checkpoint import Checkpoints, abstract
 from set_diffusion_jax.config import Config, MeshConfig
 from set_diffusion_jax.convert import orbax
 from set_diffusion_jax.convert.layout import parameters as parameters_of
+from set_diffusion_jax.convert.located import located
 from set_diffusion_jax.convert.meta import read_meta
 from set_diffusion_jax.convert.source import open_source
 from set_diffusion_jax.errors import UserError
 from set_diffusion_jax.inputs.names import check_link, step_number
 from set_diffusion_jax.model import build_network
 from set_diffusion_jax.numerics import settled
-from set_diffusion_jax.storage import places
 
 
 class Stored(NamedTuple):
@@ -32,6 +32,8 @@ class Stored(NamedTuple):
     tokenizer: text to ids and back.
     step: optimiser steps that they have seen.
     meta: everything that the checkpoint says about itself.
+    origin: gs://BUCKET/PATH or hf://ORG/NAME@COMMIT that they were fetched from; None:
+      from this disk.
   """
 
   config: Config
@@ -39,6 +41,7 @@ class Stored(NamedTuple):
   tokenizer: data.Tokenizer
   step: int
   meta: dict
+  origin: str | None = None
 
 
 @settled()
@@ -53,7 +56,8 @@ def read_weights(
   Args:
     path: a work directory, whose last step is taken, or one step's directory; or what
       `convert` reads: a PyTorch-format directory or file. What is in a bucket,
-      gs://BUCKET/PATH, is first copied to this machine's folder of temporary files.
+      gs://BUCKET/PATH, is first copied to this machine's folder of temporary files;
+      hf://ORG/NAME[@REVISION] is fetched into the hub's cache.
     weights: "ema" or "raw"; None: what the configuration evaluates, and otherwise the
       EMA where there is one.
     mesh: whose devices they are laid out on; None: on all devices, replicated.
@@ -63,8 +67,9 @@ def read_weights(
     UserError: there is no checkpoint, or it is damaged.
   """
   mesh = sharding.make_mesh(MeshConfig()) if mesh is None else mesh
-  with workdir.on_disk(places.path(path)) as local:
-    return _read(local, weights, mesh, backbone_config)
+  with located(path) as place:
+    stored = _read(place.path, weights, mesh, backbone_config)
+  return stored._replace(origin=place.origin)
 
 
 def _read(

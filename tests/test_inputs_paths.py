@@ -157,7 +157,7 @@ def test_urls_are_refused_before_anything_is_written(tmp_path, capsys, monkeypat
   refused(capsys, ["convert", PUBLISHED, url], "destination", url)
   refused(capsys, ["prepare", "--config=quickstart", f"--output={url}"], url)
   refused(capsys, ["inspect", PUBLISHED, "--output=s3://b/o.json"], "--output", "s3:")
-  with pytest.raises(UserError, match="URLs"):
+  with pytest.raises(UserError, match="a path or hf://ORG/NAME; gs:// is not"):
     convert.convert(PUBLISHED, url)
   assert not os.listdir(tmp_path)
 

@@ -81,6 +81,7 @@ def test_rooms_keep_to_their_libraries():
     linen = any(name.startswith("flax.linen") for name in imports(path))
     assert not linen or room == "model", path
     assert not any("jax._src" in name for name in imports(path)), path
+    assert "huggingface_hub" not in used or room == "storage", path
     reads_settings = "ml_collections" in used and room not in ("config", "cli")
     assert not reads_settings, path
 

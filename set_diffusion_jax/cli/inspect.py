@@ -40,7 +40,7 @@ def convert(arguments: argparse.Namespace) -> None:
   show(f"{report.parameters:,} parameters, {', '.join(report.dtypes)}{kind}")
   for note in report.notes:
     show(f"note: {note}")
-  if arguments.verify:
+  if report.verified:
     show(f"verified: {report.verified} parameters are equal bit by bit")
     found = "not compared, torch is not installed"
     if report.logits_difference is not None:

@@ -4,7 +4,16 @@ import argparse
 import difflib
 import re
 
-from set_diffusion_jax.cli.values import number, path, place, seed, source, whole
+from set_diffusion_jax.cli.values import (
+  checkpoint,
+  destination,
+  number,
+  path,
+  place,
+  seed,
+  source,
+  whole,
+)
 from set_diffusion_jax.config import COMMITS, WEIGHTS
 from set_diffusion_jax.data.zero_shot import ZERO_SHOT
 from set_diffusion_jax.errors import UserError
@@ -178,8 +187,14 @@ def _evaluate(parser: argparse.ArgumentParser) -> None:
 
 
 def _convert(parser: argparse.ArgumentParser) -> None:
-  parser.add_argument("source", type=place, help="any format, detected")
-  parser.add_argument("destination", type=path, help="a new directory")
+  parser.add_argument(
+    "source",
+    type=checkpoint,
+    help="any format, detected; also gs://BUCKET/PATH or hf://ORG/NAME[@REVISION]",
+  )
+  parser.add_argument(
+    "destination", type=destination, help="a new directory, or hf://ORG/NAME"
+  )
   parser.add_argument(
     "--weights", choices=WEIGHTS, help="default: ema, if there is one"
   )
@@ -225,7 +240,9 @@ def _plan(parser: argparse.ArgumentParser) -> None:
 
 
 def _inspect(parser: argparse.ArgumentParser) -> None:
-  parser.add_argument("checkpoint", nargs="?", type=place, help="any supported format")
+  parser.add_argument(
+    "checkpoint", nargs="?", type=checkpoint, help="any supported format"
+  )
   _backbone_config(parser)
   parser.add_argument("--mask", action="store_true", help="draw the mask of --config")
   parser.add_argument("--data", action="store_true", help="show a batch of --config")
@@ -292,9 +309,9 @@ def _checkpoint(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     "--checkpoint",
     required=True,
-    type=place,
+    type=checkpoint,
     help="a work directory, one of its checkpoints/STEP, or a PyTorch-format "
-    "directory; each may be gs://BUCKET/PATH",
+    "directory; each may be gs://BUCKET/PATH, the last hf://ORG/NAME[@REVISION]",
   )
   parser.add_argument("--weights", choices=WEIGHTS, help="default: ema")
   _backbone_config(parser)

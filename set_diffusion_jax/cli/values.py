@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 
 from set_diffusion_jax.errors import UserError
-from set_diffusion_jax.storage import places
+from set_diffusion_jax.storage import hub, places
 
 _LARGEST = 2**63 - 1  # of any count: more is a slip, and no array can have it
 
@@ -22,10 +22,23 @@ def place(text: str) -> pathlib.Path:
   return _path(text, "disk", "gs")
 
 
-def _path(text: str, *stores: str) -> pathlib.Path:
+def checkpoint(text: str) -> pathlib.Path | str:
+  """A path on a disk or in a bucket, or hf://ORG/NAME[@REVISION], as it was given."""
+  return _path(text, "disk", "gs", "hf")
+
+
+def destination(text: str) -> pathlib.Path | str:
+  """A path on a disk, or hf://ORG/NAME."""
+  return _path(text, "disk", "hf")
+
+
+def _path(text: str, *stores: str) -> pathlib.Path | str:
   if not text:
     raise _wrong(text, "must be a path, is empty")
   try:
+    if "hf" in stores and hub.is_url(text):
+      hub.address(text)
+      return text
     return places.path(text, stores=stores)
   except UserError as error:
     raise argparse.ArgumentTypeError(f"={error}") from None

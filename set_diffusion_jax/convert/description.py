@@ -3,11 +3,10 @@
 import math
 import pathlib
 
-from set_diffusion_jax import workdir
-from set_diffusion_jax.convert.published import meaning
+from set_diffusion_jax.convert.located import located
+from set_diffusion_jax.convert.published import meaning, origin_text
 from set_diffusion_jax.convert.source import open_source
 from set_diffusion_jax.data import count, facts, restore_tokenizer
-from set_diffusion_jax.storage import places
 from set_diffusion_jax.version import changes
 
 
@@ -25,15 +24,14 @@ def describe(
 
   Returns:
     "format", "weights" (null: not said), "step", "parameters" (path, shape and dtype of
-    each), "count" and "bytes" of all, "config", "vocabulary", "versions" of what
-    computed it, "meaning" and "notes", both lines of text.
+    each), "count" and "bytes" of all, "config", "vocabulary", "weights_from" (null: not
+    said), "versions" of what computed it, "meaning" and "notes", both lines of text.
 
   Raises:
     UserError: not a checkpoint, or damaged.
   """
-  path = places.path(path)
-  with workdir.on_disk(path) as local:
-    source = open_source(local, weights, backbone_config).named(local, path)
+  with located(path) as place:
+    source = open_source(place.path, weights, backbone_config, place.origin)
   tokenizer = restore_tokenizer(source.described)
   rows = [
     {
@@ -46,7 +44,7 @@ def describe(
   ]
   sizes = [(math.prod(p.shape), source.dtypes[p.path]) for p in source.parameters]
   return {
-    "path": str(source.path),
+    "path": source.origin,
     "format": source.format,
     "weights": source.kind,
     "step": source.step,
@@ -61,6 +59,7 @@ def describe(
       "rows_without_token": count(tokenizer.unused),
       "facts": facts(tokenizer),
     },
+    "weights_from": source.weights_from,
     "meaning": meaning(source.config, source.vocabulary, source.used_ids),
     "versions": source.versions,
     "notes": [*source.notes, *changes(f"step {source.step}", source.versions)],
@@ -78,6 +77,7 @@ def description_text(description: dict) -> str:
     f"{model['backbone']}, method {method['name']}",
     *description["meaning"],
     *(f"tokenizer: {line}" for line in description["vocabulary"]["facts"]),
+    *_weights_from(description["weights_from"]),
     *_computed_with(description["versions"]),
     *(f"note: {note}" for note in description["notes"]),
     "",
@@ -87,6 +87,11 @@ def description_text(description: dict) -> str:
     lines.append(f"{row['path']:{width}}  {row['dtype']:8}  {shape}")
   total = f"{description['count']:,} parameters, {description['bytes']:,} bytes"
   return "\n".join([*lines, "", total])
+
+
+def _weights_from(weights_from: dict | None) -> list[str]:
+  """A line, where it is known."""
+  return [f"weights from: {origin_text(weights_from)}"] if weights_from else []
 
 
 def _computed_with(versions: dict[str, str]) -> list[str]:

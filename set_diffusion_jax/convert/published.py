@@ -216,8 +216,8 @@ def model_card(source: Source, dtype: str, figures: Mapping | None = None) -> st
     "---",
     f"# {config.model.backbone} weights, method `{config.method.name}`",
     "",
-    f"Written by set_diffusion_jax {VERSION} from {source.path}: {kind}, {dtype}. "
-    f"Weights from: {_origin(source.weights_from)}.",
+    f"Written by set_diffusion_jax {VERSION} from {source.origin}: {kind}, {dtype}. "
+    f"Weights from: {origin_text(source.weights_from)}.",
     "",
     *(f"- {line}" for line in meaning(config, source.vocabulary, source.used_ids)),
     *(f"- {note}" for note in source.notes),
@@ -250,7 +250,7 @@ def meaning(config: Config, vocabulary: Vocabulary, used_ids: int) -> list[str]:
   return [*lines, f"{vocabulary.size} ids ({ids}){rows}"]
 
 
-def _origin(weights_from: Mapping | None) -> str:
+def origin_text(weights_from: Mapping | None) -> str:
   """Where weights come from, as a checkpoint says it."""
   pairs = (weights_from or {}).items()
   words = [f"{name} {value}" for name, value in pairs if isinstance(value, str)]

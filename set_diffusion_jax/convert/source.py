@@ -43,6 +43,7 @@ class Source:
 
   Attributes:
     path: a directory or file.
+    origin: what others can find it by: that path, or a place in a bucket or on the hub.
     format: "orbax" or "pytorch".
     config: how they are used; what they were trained with as far as it is known.
     vocabulary: ids; `size` counts the rows of the embedding.
@@ -64,6 +65,7 @@ class Source:
   """
 
   path: pathlib.Path
+  origin: str
   format: str
   config: Config
   vocabulary: Vocabulary
@@ -97,12 +99,6 @@ class Source:
     described = {"name": self.tokenizer, **ids, "used_ids": self.used_ids}
     return {**described, "files": self.files}
 
-  def named(self, local: pathlib.Path, given: pathlib.Path) -> "Source":
-    """The same under the name that the user gave to what was read as `local`."""
-    if local == given:
-      return self
-    return dataclasses.replace(self, path=given / self.path.relative_to(local))
-
   def tree(self) -> dict:
     """The whole parameter tree, widened to float32."""
     tree: dict = {}
@@ -122,6 +118,7 @@ def open_source(
   path: pathlib.Path,
   kind: str | None = None,
   backbone_config: str | pathlib.Path | None = None,
+  origin: str | None = None,
 ) -> Source:
   """Weights of any supported format, detected.
 
@@ -131,6 +128,7 @@ def open_source(
     kind: "ema" or "raw"; None: EMA where there is a choice.
     backbone_config: a Qwen3 configuration of Transformers, for a published directory
       that names its Qwen3 by a name that is not known here.
+    origin: where the path was fetched from; None: it was on this disk.
 
   Raises:
     UserError: not a checkpoint, damaged, or not a model that this project has.
@@ -143,11 +141,16 @@ def open_source(
     raise UserError(f"{names.shown(str(path), 400)}: {reason}") from None
   step = _step(path)
   if step is None:
-    return _pytorch(path, kind, backbone_config)
-  if backbone_config is not None:
+    found = _pytorch(path, kind, backbone_config)
+  elif backbone_config is not None:
     right = f"left out: {path} is a work directory, which has its own"
     raise UserError(f"--backbone-config={backbone_config}: must be {right}")
-  return _orbax(step, kind)
+  else:
+    found = _orbax(step, kind)
+  if origin is None:
+    return found
+  inside = found.path.relative_to(path).parts
+  return dataclasses.replace(found, origin="/".join([origin, *inside]))
 
 
 def check_outside(source: Source, destination: pathlib.Path) -> None:
@@ -183,6 +186,7 @@ def _orbax(step: pathlib.Path, kind: str | None) -> Source:
   dtypes = reader.check(parameters)
   return Source(
     path=step,
+    origin=str(step),
     format="orbax",
     config=meta.config,
     vocabulary=meta.vocabulary,
@@ -241,6 +245,7 @@ def _pytorch(path: pathlib.Path, kind: str | None, backbone_config) -> Source:
   dtypes = _check_tensors(path, tensors, parameters)
   return Source(
     path=path,
+    origin=str(path),
     format="pytorch",
     config=settings.config,
     vocabulary=settings.vocabulary,

@@ -25,7 +25,7 @@ def write_orbax(source: Source, cast: Cast, fresh: pathlib.Path) -> None:
 
 def _fingerprint(source: Source) -> dict:
   """No training data: a run that would continue here is refused."""
-  return {"converted_from": str(source.path)}
+  return {"converted_from": source.origin}
 
 
 def _meta(source: Source, cast: Cast) -> dict:
@@ -52,9 +52,9 @@ def _meta(source: Source, cast: Cast) -> dict:
     },
     "schedule": schedule,
     "versions": versions(),
-    "weights_from": {"converted_from": str(source.path)},
+    "weights_from": {"converted_from": source.origin},
     "source": {
-      "path": str(source.path),
+      "path": source.origin,
       "weights": source.kind,
       "dtypes": {path: dtype.name for path, dtype in source.dtypes.items()},
       "notes": source.notes,

@@ -1,1 +1,1 @@
-"""Where bytes live: on a disk, or in a bucket."""
+"""Where bytes live: on a disk, in a bucket, or at the Hugging Face hub."""

@@ -57,10 +57,11 @@ class Run(Program):
     if where is None:
       return fresh, {"initialisation": f"seed {self.config.train.seed}"}, []
     stored = read_weights(where, mesh=self.mesh)
+    processes.check_same({"init_from": stored.origin})
     params, report = graft(fresh.params, stored.params, where)
     params = jax.jit(lambda x: x, out_shardings=self.shardings.params)(params)
     current = fresh.replace(params=params, ema=jax.tree.map(jnp.copy, params))
-    origin = {"checkpoint": where, **dataclasses.asdict(report)}
+    origin = {"checkpoint": stored.origin or where, **dataclasses.asdict(report)}
     lines = report.lines()
     if stored.tokenizer.describe() != self.corpus.tokenizer.describe():
       lines.append("its tokenizer is another: an id need not mean the same text")
