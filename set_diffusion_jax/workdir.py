@@ -9,6 +9,7 @@ from set_diffusion_jax.errors import UserError
 from set_diffusion_jax.inputs import paths
 from set_diffusion_jax.inputs.names import step_number
 from set_diffusion_jax.inputs.records import parse_json
+from set_diffusion_jax.storage import lease
 
 CONFIG = "config.json"
 CHECKPOINTS = "checkpoints"
@@ -25,7 +26,8 @@ def claim(workdir: pathlib.Path, config: Config, fingerprint: dict) -> None:
     raise UserError(f"--workdir={workdir}: must be a directory, is a file")
   try:
     workdir.mkdir(parents=True, exist_ok=True)
-    foreign = [f.name for f in workdir.iterdir() if not paths.is_fresh(f.name)]
+    names = [file.name for file in workdir.iterdir() if file.name != lease.FOLDER]
+    foreign = [name for name in names if not paths.is_fresh(name)]
     if path.exists():
       stored, stored_fingerprint = read(workdir)
       _compare(workdir, stored.identity(), config.identity())

@@ -13,6 +13,7 @@ ROOT = pathlib.Path(__file__).parents[1] / "set_diffusion_jax"
 LEVELS = [
   ["errors", "version", "preemption", "numerics"],
   ["inputs"],
+  ["storage"],
   ["config", "diffusion.method", "diffusion.draws", "cluster", "processes"],
   ["diffusion.schedules", "data"],
   ["diffusion.order"],
@@ -20,6 +21,7 @@ LEVELS = [
   ["diffusion.corruption"],
   ["diffusion.noise"],
   ["model", "likelihood.loss", "sharding", "training.metrics", "workdir", "checkpoint"],
+  ["training.home"],
   ["hardware"],
   ["likelihood.objective", "training.state"],
   ["decode", "evaluate", "weights", "convert"],
