@@ -137,10 +137,11 @@ def pod(options, topology: Topology, command: list[str], count: int, each: int) 
 
 def job_variables(options) -> list[dict]:
   """The environment by which a restarted set takes over its own work directory."""
-  attempt = "metadata.labels['jobset.sigs.k8s.io/restart-attempt']"
+  path = "metadata.labels['jobset.sigs.k8s.io/restart-attempt']"
+  attempt = {"fieldRef": {"fieldPath": path}}
   return [
     {"name": "SET_DIFFUSION_JOB", "value": f"{options.namespace}/{options.name}"},
-    {"name": "SET_DIFFUSION_ATTEMPT", "valueFrom": {"fieldRef": {"fieldPath": attempt}}},
+    {"name": "SET_DIFFUSION_ATTEMPT", "valueFrom": attempt},
   ]
 
 
