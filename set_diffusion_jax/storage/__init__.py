@@ -1,1 +1,1 @@
-"""Where bytes are kept: the only room that knows an address of another machine."""
+"""Where bytes live: on a disk, or in a bucket."""

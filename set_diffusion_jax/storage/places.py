@@ -1,0 +1,316 @@
+"""Paths on disks and in buckets, and what is done with the files there.
+
+Only the rooms of `storage` know what a URL is. A path is a pathlib.Path on a disk, and
+an epath.Path, which Orbax takes as well, in a bucket. A bucket has no folders, only
+objects with slashes in their names; an object appears whole or not at all, and cannot
+be appended to or renamed.
+"""
+
+import atexit
+import contextlib
+import functools
+import os
+import pathlib
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+
+from etils import epath
+
+from set_diffusion_jax.errors import UserError
+from set_diffusion_jax.inputs import paths
+
+MARKER = "commit_success.txt"  # Orbax writes it last, into every step that is whole
+_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+_EXAMPLES = {
+  "disk": "a path",
+  "gs": "gs://BUCKET/PATH",
+  "hf": "hf://ORG/NAME",
+}
+_BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]")
+# What the libraries would take for patterns, versions or other folders.
+_UNUSABLE = re.compile(r"[*?\[\]#\x00-\x1f\x7f]|//|(^|/)\.{1,2}(/|$)")
+
+
+def path(
+  text: str | os.PathLike,
+  option: str | None = None,
+  stores: tuple[str, ...] = ("disk", "gs"),
+) -> pathlib.Path:
+  """The path on a disk or in a bucket that a user means.
+
+  Args:
+    text: as it was written.
+    option: stands before the message of an error, such as "--workdir".
+    stores: what is taken here: "disk", "gs".
+
+  Returns:
+    A pathlib.Path of a disk (see `paths.given`) or an epath.Path of a bucket.
+
+  Raises:
+    UserError: it is none, or not of these stores.
+  """
+  text = os.fspath(text)
+  try:
+    url = _URL.match(text)
+    if url is None:
+      return paths.given(text)
+    if url[1] not in stores:
+      *others, last = (_EXAMPLES[store] for store in stores)
+      right = f"{', '.join(others)} or {last}" if others else last
+      raise UserError(f"{text}: must be {right}; {url[1]}:// is not supported here")
+    return _in_bucket(text)
+  except UserError as error:
+    raise UserError(f"{option}={error}" if option else str(error)) from None
+
+
+def _in_bucket(text: str) -> epath.Path:
+  bucket, _, name = text.removeprefix("gs://").partition("/")
+  if not _BUCKET.fullmatch(bucket):
+    raise UserError(f"{text}: must be gs://BUCKET/PATH, has no name of a bucket")
+  name = name.rstrip("/")
+  if found := _UNUSABLE.search(name):
+    raise UserError(f"{text}: a path in a bucket cannot have {found[0]!r}")
+  if len(name.encode(errors="surrogateescape")) > 900:  # 1024, and what is added here
+    raise UserError(f"{text}: is too long, a path in a bucket has at most 900 bytes")
+  # Without these, epath takes TensorFlow wherever it is installed, and a listing is
+  # kept for ever, so that what another process writes is never seen.
+  os.environ.setdefault("EPATH_USE_TF", "0")
+  import fsspec
+
+  for protocol in ("gs", "gcs"):
+    fsspec.config.conf.setdefault(protocol, {})["use_listings_cache"] = False
+  return epath.Path(f"gs://{bucket}/{name}" if name else f"gs://{bucket}")
+
+
+def is_remote(place: str | os.PathLike) -> bool:
+  """Whether a path is in a bucket."""
+  return os.fspath(place).startswith("gs://")
+
+
+def _store():
+  """The file system of buckets, the same that epath has.
+
+  Raises:
+    UserError: its package is not installed.
+  """
+  try:
+    import fsspec
+
+    return fsspec.filesystem("gcs")
+  except ImportError:
+    wanted = "pip install 'set_diffusion_jax[gcs]'"
+    raise UserError(f"gs:// needs a package that is not installed: {wanted}") from None
+
+
+def absolute(place: pathlib.Path) -> pathlib.Path:
+  """The same place from every folder."""
+  return place if is_remote(place) else place.absolute()
+
+
+def read_bytes(place: pathlib.Path) -> bytes:
+  """What a file holds; FileNotFoundError where there is none."""
+  if is_remote(place):
+    return _store().cat_file(os.fspath(place))
+  return place.read_bytes()
+
+
+def write_text(place: pathlib.Path, content: str | bytes) -> None:
+  """Writes a file whole or not at all; text as UTF-8."""
+  if is_remote(place):
+    data = content.encode() if isinstance(content, str) else content
+    _store().pipe_file(os.fspath(place), data)
+  else:
+    paths.write_whole(place, content)
+
+
+def create(place: pathlib.Path, content: str) -> bool:
+  """Writes a file whole unless there is one; whether it did.
+
+  Of several processes that do so at once, on whatever host, one succeeds.
+  """
+  if is_remote(place):
+    try:
+      _store().pipe_file(os.fspath(place), content.encode(), mode="create")
+    except FileExistsError:
+      return False
+    return True
+  fresh = place.with_name(paths.fresh_name())
+  try:
+    fresh.write_text(content, encoding="utf-8")
+    os.link(fresh, place)  # unlike a rename, it never replaces
+  except FileExistsError:
+    return False
+  finally:
+    fresh.unlink(missing_ok=True)
+  return True
+
+
+def exists(place: pathlib.Path) -> bool:
+  """Whether there is a file, or anything below a folder of this name."""
+  return _store().exists(os.fspath(place)) if is_remote(place) else place.exists()
+
+
+def names(folder: pathlib.Path) -> list[str]:
+  """Names of what is in a folder now, sorted; of one that is not there, none.
+
+  Files that are not yet moved into place are left out.
+  """
+  if is_remote(folder):
+    try:
+      found = _store().ls(os.fspath(folder), detail=False)
+    except FileNotFoundError:
+      return []
+    inside = os.fspath(folder).removeprefix("gs://") + "/"
+    below = (name.removeprefix(inside) for name in found if name.startswith(inside))
+    return sorted({name.strip("/") for name in below} - {""})
+  try:
+    found = os.listdir(folder)
+  except (FileNotFoundError, NotADirectoryError):
+    return []
+  return sorted(name for name in found if not paths.is_fresh(name))
+
+
+def finished(step: pathlib.Path) -> bool:
+  """Whether the folder of a step is whole.
+
+  On a disk it is renamed into place when it is; in a bucket a marker is written last.
+  """
+  return exists(step / MARKER) if is_remote(step) else step.exists()
+
+
+def modified(place: pathlib.Path) -> float:
+  """When a file was last written: seconds since 1970 by the clock of where it is."""
+  if is_remote(place):
+    return _store().modified(os.fspath(place)).timestamp()
+  return place.stat().st_mtime
+
+
+def remove(place: pathlib.Path) -> None:
+  """Removes a file, or a folder with all that is in it; nothing if it is not there."""
+  if is_remote(place):
+    _each(place, lambda store, name: store.rm_file(name))
+  elif place.is_dir() and not place.is_symlink():
+    shutil.rmtree(place)
+  else:
+    place.unlink(missing_ok=True)
+
+
+def move(source: pathlib.Path, target: pathlib.Path) -> None:
+  """Moves a folder or a file within a store to where nothing is.
+
+  In a bucket the marker of a step goes first, so that one whose move is cut short is
+  unfinished at its old place.
+  """
+  if not is_remote(source):
+    os.replace(source, target)
+    return
+  start, end = (os.fspath(place).removeprefix("gs://") for place in (source, target))
+
+  def one(store, name: str) -> None:
+    store.cp_file(name, end + name.removeprefix(start))
+    store.rm_file(name)
+
+  _each(source, one)
+
+
+def _each(place: pathlib.Path, act) -> None:
+  """Calls `act` with the store and every object of a path, markers first."""
+  store, here = _store(), os.fspath(place).removeprefix("gs://")
+  found = [n for n in store.find(here) if n == here or n.startswith(f"{here}/")]
+  step_first = lambda name: (not name.endswith(f"/{MARKER}"), name.count("/"), name)
+  for name in sorted(found, key=step_first):
+    act(store, name)
+
+
+def upload(folder: pathlib.Path, target: pathlib.Path) -> None:
+  """Copies all files of a folder on a disk into a bucket, the marker of a step last."""
+  store = _store()
+  files = [path for path in folder.rglob("*") if path.is_file()]
+  last = lambda path: (path.name == MARKER, -len(path.parts), path)
+  for file in sorted(files, key=last):
+    store.put_file(str(file), os.fspath(target / file.relative_to(folder).as_posix()))
+
+
+@functools.cache
+def fetch(source: pathlib.Path) -> pathlib.Path:
+  """A copy on this disk of a folder or a file in a bucket, until the process ends.
+
+  Raises:
+    FileNotFoundError: there is none.
+  """
+  store, here = _store(), os.fspath(source).removeprefix("gs://")
+  found = [n for n in store.find(here) if n == here or n.startswith(f"{here}/")]
+  if not found:
+    raise FileNotFoundError(os.fspath(source))
+  kept = tempfile.mkdtemp(prefix="set-diffusion-")
+  atexit.register(shutil.rmtree, kept, ignore_errors=True)
+  place = pathlib.Path(kept) / source.name
+  for name in found:
+    target = pathlib.Path(f"{place}{name.removeprefix(here)}")
+    if not name.endswith("/"):
+      target.parent.mkdir(parents=True, exist_ok=True)
+      store.get_file(name, str(target))
+  return place
+
+
+def reach(place: pathlib.Path, option: str) -> None:
+  """Asks a store whether it can be read, once, before anything else is done.
+
+  Raises:
+    UserError: it says no, or nothing; see `explained`.
+  """
+  if is_remote(place):
+    with explained(f"{option}={place}"):
+      try:
+        _store().find(f"{os.fspath(place)}/config.json")
+      except FileNotFoundError:  # otherwise it is an empty list
+        bucket = os.fspath(place).split("/")[2]
+        raise UserError(f"{option}={place}: there is no bucket {bucket!r}") from None
+
+
+@contextlib.contextmanager
+def explained(option: str) -> Iterator[None]:
+  """Turns what a store refuses into one line that says what to do.
+
+  Args:
+    option: with its value, such as "--workdir=gs://bucket/run".
+
+  Raises:
+    UserError: of a package, credentials, permissions, a bucket or the network.
+  """
+  try:
+    yield
+  except UserError as error:
+    where = "" if option in str(error) else f"{option}: "
+    raise UserError(f"{where}{error}") from None
+  except Exception as error:
+    reason = _refusal(error)
+    if reason is None:
+      raise
+    raise UserError(f"{option}: {reason}") from error
+
+
+def _refusal(error: BaseException) -> str | None:
+  """What an error says that a store, or the way there, refused; None for others."""
+  kinds = {kind.__name__ for kind in type(error).__mro__}
+  text = str(error)
+  if isinstance(error, ImportError):
+    return "gs:// needs a package: pip install 'set_diffusion_jax[gcs]'"
+  code = str(getattr(error, "code", ""))
+  login = "gcloud auth application-default login, or a service account"
+  if "GoogleAuthError" in kinds:
+    return f"no credentials that Google takes were found: {login}"
+  if code == "401" or "UNAUTHENTICATED" in text:
+    return f"the store does not know these credentials (401): {login}"
+  denied = isinstance(error, OSError) and text.startswith("Forbidden")
+  if code == "403" or denied or "PERMISSION_DENIED" in text:
+    return "these credentials may not do this (403): give them the role objectAdmin"
+  if "HttpError" in kinds:
+    return f"the store answered {text.splitlines()[0][:160] if text else code}"
+  if "ClientError" in kinds or isinstance(error, ConnectionError | TimeoutError):
+    return f"the store cannot be reached ({text.splitlines()[0][:160] or type(error)})"
+  if isinstance(error, OSError) and error.strerror is None:
+    return text.splitlines()[0][:160] if text else type(error).__name__
+  return None

