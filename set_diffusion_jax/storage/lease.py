@@ -17,6 +17,7 @@ import socket
 import threading
 
 from set_diffusion_jax.errors import UserError
+from set_diffusion_jax.storage import places
 
 FOLDER = ".lease"
 HEARTBEAT = 15.0  # seconds
@@ -42,6 +43,7 @@ class Lease:
     self._folder = workdir / FOLDER
     self._number: int | None = None
     self._nonce = secrets.token_hex(8)
+    self._text = json.dumps({**_this_process(), "nonce": self._nonce}) + "\n"
     self._ended = threading.Event()
     self._heart: threading.Thread | None = None
 
@@ -56,29 +58,31 @@ class Lease:
     Raises:
       UserError: another run has it, or the directory cannot be written.
     """
-    if self._workdir.exists() and not self._workdir.is_dir():
+    remote = places.is_remote(self._workdir)
+    if not remote and self._workdir.exists() and not self._workdir.is_dir():
       raise UserError(f"--workdir={self._workdir}: must be a directory, is a file")
     try:
-      self._folder.mkdir(parents=True, exist_ok=True)
-      return self._take()
+      with places.explained(f"--workdir={self._workdir}"):
+        if not remote:
+          self._folder.mkdir(parents=True, exist_ok=True)
+        return self._take()
     except OSError as error:
       raise UserError(f"--workdir={self._workdir}: {error.strerror}") from None
 
   def _take(self) -> str | None:
-    mine = json.dumps({**_this_process(), "nonce": self._nonce}) + "\n"
     while True:
       last = max(_numbers(self._folder), default=0)
       news = self._judge(last) if last else None
       file = self._file(last + 1)
-      if not _create(file, mine):
+      if not places.create(file, self._text):
         continue
       others = [number for number in _numbers(self._folder) if number != last + 1]
       if last + 1 > max(others, default=0):
         break
-      file.unlink()  # others came and went meanwhile, and one of them is there
+      places.remove(file)  # others came and went meanwhile, and one of them is there
     self._number = last + 1
     for number in others:
-      self._file(number).unlink(missing_ok=True)
+      places.remove(self._file(number))
     self._heart = threading.Thread(target=self._beat, name="lease", daemon=True)
     self._heart.start()
     return news
@@ -114,19 +118,31 @@ class Lease:
     )
 
   def _age(self, file: pathlib.Path) -> float:
-    """Seconds since a file was touched, both by the clock of the file system."""
-    modified = file.stat().st_mtime
-    probe = _fresh(file, "")
+    """Seconds since a file was touched, both by the clock of the store."""
+    modified = places.modified(file)
+    probe = self._folder / f"{secrets.token_hex(8)}.now"
+    places.write_text(probe, "")
     try:
-      return probe.stat().st_mtime - modified
+      return places.modified(probe) - modified
     finally:
-      probe.unlink(missing_ok=True)
+      places.remove(probe)
 
   def _beat(self) -> None:
     file = self._file(self._number)
     while not self._ended.wait(HEARTBEAT):
-      with contextlib.suppress(OSError):  # one that is missed is no harm
-        os.utime(file)
+      with contextlib.suppress(Exception):  # one that is missed is no harm
+        if not places.is_remote(file):
+          os.utime(file)
+        elif not self._lost():
+          places.write_text(file, self._text)
+
+  def _lost(self) -> bool:
+    """Whether another lease counts, or none."""
+    try:
+      mine = _read(self._file(self._number)).get("nonce") == self._nonce
+    except FileNotFoundError:
+      return True
+    return not mine or max(_numbers(self._folder)) != self._number
 
   def check(self) -> None:
     """To be called before what others would be disturbed by, such as a save.
@@ -135,11 +151,8 @@ class Lease:
       UserError: another run has taken the lease, or it was removed.
     """
     try:
-      lost = _read(self._file(self._number)).get("nonce") != self._nonce
-      lost |= self._file(self._number + 1).exists()
-    except FileNotFoundError:
-      lost = True
-    except OSError:  # it could not be asked for: what is written next says why
+      lost = self._lost()
+    except Exception:  # it could not be asked for: what is written next says why
       lost = False
     if lost:
       self._number = None
@@ -154,11 +167,9 @@ class Lease:
     if self._heart is not None:
       self._heart.join()
     if self._number is not None:
-      file = self._file(self._number)
-      with contextlib.suppress(OSError):  # a full disk: this process will be gone
-        if _read(file).get("nonce") == self._nonce:
-          fresh = _fresh(file, "{}\n")
-          os.replace(fresh, file)
+      with contextlib.suppress(Exception):  # a full disk: this process will be gone
+        if not self._lost():
+          places.write_text(self._file(self._number), "{}\n")
     self._number = None
 
 
@@ -177,44 +188,18 @@ def holds(workdir: pathlib.Path, nonce: str) -> bool:
 
 
 def _numbers(folder: pathlib.Path) -> list[int]:
-  matches = (re.fullmatch(r"([1-9][0-9]{0,17})\.json", n) for n in os.listdir(folder))
-  return [int(match[1]) for match in matches if match]
+  names = (re.fullmatch(r"([1-9][0-9]{0,17})\.json", n) for n in places.names(folder))
+  return [int(match[1]) for match in names if match]
 
 
 def _read(file: pathlib.Path) -> dict:
   """What a lease says; of one that is only half there, that nothing is known."""
   unknown = {"machine": "unknown"}
   try:
-    found = json.loads(file.read_bytes())
+    found = json.loads(places.read_bytes(file))
   except (ValueError, RecursionError):
     return unknown
   return found if isinstance(found, dict) else unknown
-
-
-def _fresh(file: pathlib.Path, text: str) -> pathlib.Path:
-  """A new file beside another, of a name that no process of any host takes twice."""
-  fresh = file.with_name(f"{secrets.token_hex(8)}.tmp")
-  fresh.write_text(text)
-  return fresh
-
-
-def _create(file: pathlib.Path, text: str) -> bool:
-  """Creates a file unless there is one: whole, and by one process of all hosts only."""
-  fresh = _fresh(file, text)
-  try:
-    os.link(fresh, file)
-    return True
-  except FileExistsError:
-    return False
-  except OSError:  # a file system without links
-    try:
-      with file.open("x") as new:
-        new.write(text)
-      return True
-    except FileExistsError:
-      return False
-  finally:
-    fresh.unlink(missing_ok=True)
 
 
 def _this_process() -> dict:

@@ -12,6 +12,7 @@ import functools
 import os
 import pathlib
 import re
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -136,12 +137,19 @@ def create(place: pathlib.Path, content: str) -> bool:
     except FileExistsError:
       return False
     return True
-  fresh = place.with_name(paths.fresh_name())
+  # Processes of two hosts, or containers, may have the same number.
+  fresh = place.with_name(f".set-diffusion-{secrets.randbits(63)}.tmp")
   try:
     fresh.write_text(content, encoding="utf-8")
     os.link(fresh, place)  # unlike a rename, it never replaces
   except FileExistsError:
     return False
+  except OSError:  # a file system without links: whole only once it is written
+    try:
+      with place.open("x", encoding="utf-8") as file:
+        file.write(content)
+    except FileExistsError:
+      return False
   finally:
     fresh.unlink(missing_ok=True)
   return True
