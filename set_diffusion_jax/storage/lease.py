@@ -95,10 +95,10 @@ class Lease:
     file = self._file(number)
     try:
       holder = _read(file)
+      if holder == {}:
+        return None
       age = self._age(file)
     except FileNotFoundError:  # taken over or removed meanwhile
-      return None
-    if holder == {}:
       return None
     who = f"process {holder.get('pid', '?')} on {holder.get('host', 'an unknown host')}"
     why = _gone(holder)
