@@ -126,13 +126,23 @@ def pod(options, topology: Topology, command: list[str], count: int, each: int) 
         "name": CONTAINER,
         "image": options.image,
         "args": command,
-        "env": variables,
+        "env": [*job_variables(options), *variables],
         "resources": {"limits": {resource: each}},
         "volumeMounts": [{"name": "runs", "mountPath": path}],
       }
     ],
     "volumes": [{"name": "runs", "persistentVolumeClaim": {"claimName": claim}}],
   }
+
+
+def job_variables(options) -> list[dict]:
+  """The environment by which a restarted set takes over its own work directory."""
+  path = "metadata.labels['jobset.sigs.k8s.io/restart-attempt']"
+  attempt = {"fieldRef": {"fieldPath": path}}
+  return [
+    {"name": "SET_DIFFUSION_JOB", "value": f"{options.namespace}/{options.name}"},
+    {"name": "SET_DIFFUSION_ATTEMPT", "valueFrom": attempt},
+  ]
 
 
 def coordinates(name: str, count: int) -> list[dict]:

@@ -23,6 +23,7 @@ mountpoint --quiet /runs || mount --types nfs {nfs} /runs || exit 1
 gcloud --quiet auth configure-docker {registry}
 left={restarts}
 while true; do
+  export SET_DIFFUSION_ATTEMPT=$(date +%s)
   {docker}
   code=$?
   case $code in
@@ -37,6 +38,8 @@ done
 def startup(options, command: list[str]) -> str:
   """What every host runs when it boots."""
   docker = "docker run --rm --privileged --network=host --volume=/runs:/runs".split()
+  job = f"{options.project}/{options.zone}/{options.name}"
+  docker += [f"--env=SET_DIFFUSION_JOB={job}", "--env=SET_DIFFUSION_ATTEMPT"]
   docker += [f"--stop-timeout={options.grace}", options.image, *command]
   return STARTUP.format(
     nfs=shlex.quote(options.nfs),

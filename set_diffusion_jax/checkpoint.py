@@ -14,7 +14,8 @@ since.
 import asyncio
 import contextlib
 import pathlib
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +29,9 @@ from set_diffusion_jax.inputs.names import part, shown
 from set_diffusion_jax.inputs.paths import Opened
 from set_diffusion_jax.inputs.records import parse_json
 from set_diffusion_jax.storage import places
+from set_diffusion_jax.storage.faults import retried, unread
+
+T = TypeVar("T")
 
 FORMAT_VERSION = 3
 _METRIC = "nats_per_token"
@@ -37,7 +41,7 @@ _CHUNK = ocp.SaveArgs(chunk_byte_size=64 * 2**20)
 
 
 class DamagedError(UserError):
-  """A step cannot be read, or its values are not those that were saved."""
+  """A step is incomplete, cannot be decoded, or holds other values than were saved."""
 
 
 class Restored(NamedTuple):
@@ -144,18 +148,25 @@ class Checkpoints:
     Neither the mesh nor the number of processes need be those that saved it.
 
     Raises:
-      DamagedError: it cannot be read, or holds other values than were saved.
+      DamagedError: it holds other values than were saved, or they cannot be decoded.
+      UserError: it could not be read, though it may be whole.
     """
-    restored, position = self._load(step, state)
-    self._check(step, restored, "")
+    restored, _, position = self._load(step, state)
     data.set_state(position)
     return restored
 
   def _load(self, step: int, state):
-    """State and data position as they are read, by this process alone."""
-    args = ocp.args.StandardRestore(state)
-    restored = self._read(step, "state", ocp.StandardCheckpointHandler(), args)
-    return restored, self._read_json(step, "data")
+    """State, meta and data position of a whole step; the errors of `restore`."""
+
+    def read():
+      meta = self.restore_meta(step)
+      args = ocp.args.StandardRestore(state)
+      restored = self._read(step, "state", ocp.StandardCheckpointHandler(), args)
+      return restored, meta, self._read_json(step, "data")
+
+    restored, meta, position = _agreed(read)
+    self._check(step, meta, restored, "")
+    return restored, meta, position
 
   def restore_newest(self, state, data) -> Restored | None:
     """The newest step that is whole; None where there is no step at all.
@@ -163,27 +174,19 @@ class Checkpoints:
     A damaged step is moved aside, to be looked at, once an older one is found whole.
 
     Raises:
-      UserError: every step is damaged, or another format version wrote it.
+      UserError: every step is damaged, one could not be read though it may be whole,
+        or another format version wrote it.
     """
     damaged: dict[int, str] = {}
     for step in processes.from_first(lambda: self.steps[::-1]):
-      restored, meta, position, damage = None, None, None, None
       try:
-        meta = self.restore_meta(step)
-        restored, position = self._load(step, state)
+        restored, meta, position = self._load(step, state)
       except DamagedError as error:
-        damage = str(error)
-      found = [line for line in processes.gather(damage) if line is not None]
-      if not found:  # checksums are computed together, so all must have read
-        try:
-          self._check(step, restored, "")
-        except DamagedError as error:
-          found = [str(error)]
-      if not found:
-        data.set_state(position)
-        news = processes.from_first(lambda: self._set_aside(damaged))
-        return Restored(step, restored, meta, news)
-      damaged[step] = found[0]
+        damaged[step] = str(error)
+        continue
+      data.set_state(position)
+      news = processes.from_first(lambda: self._set_aside(damaged))
+      return Restored(step, restored, meta, news)
     if damaged:
       last = damaged[max(damaged)]
       raise UserError(f"{last}; no other step is whole, give a new --workdir")
@@ -202,66 +205,122 @@ class Checkpoints:
     return news
 
   def restore_meta(self, step: int) -> dict:
-    """The `meta` of a step; UserError if another format version wrote it."""
+    """The `meta` of a step; UserError if another format version wrote it.
+
+    Otherwise the errors of `restore`.
+    """
     path = self.folder / str(step)
     file = path / "meta" / "metadata"
     try:
       file = file if places.is_remote(file) else part(file, path)
-      meta = parse_json(places.read_bytes(file), "meta")
+      meta = parse_json(retried(lambda: places.read_bytes(file)), "meta")
       if not isinstance(meta, dict):
         raise UserError("meta: must be a JSON object")
     except (OSError, UserError) as error:
-      raise DamagedError(f"{path}: is damaged or incomplete ({error})") from error
+      raise _failure(path, error) from error
     check_version(meta, f"checkpoint step {step}")
     return meta
 
-  def restore_weights(self, step: int, name: str, params) -> dict:
-    """Only `params` or `ema` of a step, laid out as the abstract `params`."""
+  def restore_weights(self, step: int, meta: dict, name: str, params) -> dict:
+    """Only `params` or `ema` of a step, laid out as the abstract `params`.
+
+    Args:
+      step: optimiser steps taken.
+      meta: of `restore_meta`.
+      name: "params" or "ema".
+      params: abstract arrays.
+
+    Raises:
+      UserError: as of `restore`.
+    """
     partial = {name: params}
     args = ocp.args.PyTreeRestore(
       item=partial,
       restore_args=ocp.checkpoint_utils.construct_restore_args(partial),
       partial_restore=True,
     )
-    weights = self._read(step, "state", ocp.PyTreeCheckpointHandler(), args)[name]
-    self._check(step, weights, f"{name}/")
+    read = lambda: self._read(step, "state", ocp.PyTreeCheckpointHandler(), args)
+    weights = _agreed(read)[name]
+    self._check(step, meta, weights, f"{name}/")
     return weights
 
   def _read_json(self, step: int, name: str) -> dict:
     return self._read(step, name, ocp.JsonCheckpointHandler(), ocp.args.JsonRestore())
 
   def _read(self, step: int, name: str, handler, args):
-    """One item of a step; DamagedError where that fails.
+    """One item of a step, as this process reads it; the errors of `restore`.
 
     The handlers are used by themselves: a checkpoint manager would let the other
     processes wait for one that failed.
     """
     path = self.folder / str(step)
-    try:
+
+    def once():
       with _opened(path) as opened, _orderly_event_loops():
         return handler.restore(epath.Path(opened / name), args=args)
+
+    try:
+      return retried(once)
     except jax.errors.JaxRuntimeError:  # out of memory is no damage
       raise
     except Exception as error:  # Orbax raises just that, among others
-      if places.is_remote(path) and (refusal := places.refusal(error)):
-        raise UserError(f"{path}: {refusal}") from error  # says nothing of the bytes
-      reason = str(error).strip().splitlines()[0][:160] if str(error) else repr(error)
-      raise DamagedError(f"{path}: is damaged or incomplete ({reason})") from error
+      raise _failure(path, error) from error
     finally:
       handler.close()
 
-  def _check(self, step: int, tree, prefix: str) -> None:
-    """DamagedError unless a tree has the checksums of the parameters after a prefix."""
-    stored = self.restore_meta(step).get("checksums")
+  def _check(self, step: int, meta: dict, tree, prefix: str) -> None:
+    """DamagedError unless a tree has the checksums of the parameters after a prefix.
+
+    All processes compute them together, and come to one verdict.
+    """
+    stored = meta.get("checksums")
     if stored is None:  # a converted checkpoint
       return
-    if not isinstance(stored, dict):
-      where = self.folder / str(step)
-      raise DamagedError(f"{where}: is damaged (checksums must be numbers by name)")
-    for name, value in jax.device_get(_checksums(tree)).items():
-      if stored.get(prefix + name) != int(value):
-        what = f"{prefix}{name} is not what was saved"
-        raise DamagedError(f"{self.folder / str(step)}: is damaged ({what})")
+    where = self.folder / str(step)
+    sums = jax.device_get(_checksums(tree))
+
+    def compare():
+      if not isinstance(stored, dict):
+        raise DamagedError(f"{where}: is damaged (checksums must be numbers by name)")
+      for name, value in sums.items():
+        if stored.get(prefix + name) != int(value):
+          what = f"{prefix}{name} is not what was saved"
+          raise DamagedError(f"{where}: is damaged ({what})")
+
+    _agreed(compare)
+
+
+def _failure(path: pathlib.Path, error: Exception) -> UserError:
+  """What a step that was not read is: damaged on evidence about its bytes only."""
+  if places.is_remote(path) and (refusal := places.refusal(error)):
+    return UserError(f"{path}: {refusal}")
+  reason = unread(error)
+  if reason is not None:
+    return UserError(
+      f"{path}: cannot be read ({reason}); it may be whole, so try again once the disk "
+      "or the network is well"
+    )
+  reason = str(error).strip().splitlines()[0][:160] if str(error) else repr(error)
+  return DamagedError(f"{path}: is damaged or incomplete ({reason})")
+
+
+def _agreed(act: Callable[[], T]) -> T:
+  """What `act` returns here, if it does so in all processes.
+
+  Raises:
+    UserError: `act` raised it in some process, in all of them then: one that is no
+      DamagedError if there is one, as a step that one cannot read may be whole.
+  """
+  result, verdict = None, None
+  try:
+    result = act()
+  except UserError as error:
+    verdict = [isinstance(error, DamagedError), str(error)]
+  found = [each for each in processes.gather(verdict) if each is not None]
+  if found:
+    damaged, line = min(found, key=lambda each: each[0])
+    raise (DamagedError if damaged else UserError)(line)
+  return result
 
 
 @contextlib.contextmanager

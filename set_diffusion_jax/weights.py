@@ -103,7 +103,7 @@ def _read(
     parameters = parameters_of(config.model, tokenizer.vocabulary.size)
     orbax.Reader(where, weights).check(parameters)  # before any value is read
     name = {"ema": "ema", "raw": "params"}[weights]
-    params = checkpoints.restore_weights(step, name, abstract(shapes, layout))
+    params = checkpoints.restore_weights(step, meta, name, abstract(shapes, layout))
   return Stored(config, params, tokenizer, step, meta)
 
 

@@ -10,7 +10,7 @@ from set_diffusion_jax.data.pipeline import FIGURES
 from set_diffusion_jax.errors import UserError
 from set_diffusion_jax.inputs.names import step_number
 from set_diffusion_jax.inputs.records import parse_json
-from set_diffusion_jax.storage import places
+from set_diffusion_jax.storage import lease, places
 
 CONFIG = "config.json"
 CHECKPOINTS = "checkpoints"
@@ -29,7 +29,7 @@ def claim(workdir: pathlib.Path, config: Config, fingerprint: dict) -> None:
   try:
     if not places.is_remote(workdir):  # a bucket has no folders
       workdir.mkdir(parents=True, exist_ok=True)
-    found = places.names(workdir)
+    found = [name for name in places.names(workdir) if name != lease.FOLDER]
     if found and CONFIG not in found:
       raise UserError(
         f"--workdir={workdir}: holds files but no run; give a new directory"
@@ -79,7 +79,8 @@ def on_disk(path: pathlib.Path) -> Iterator[pathlib.Path]:
   try:
     yield local
   except UserError as error:
-    raise UserError(str(error).replace(str(local), str(path))) from error
+    error.args = (str(error).replace(str(local), str(path)),)
+    raise
 
 
 def _copy(path: pathlib.Path) -> pathlib.Path:

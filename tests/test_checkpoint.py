@@ -86,7 +86,8 @@ def test_one_bit_of_every_parameter_counts(saved, tmp_path, monkeypatch):
   leaves = [leaf for _, leaf in found]
   assert {name.split("/")[0] for name in names} >= {"params", "ema", "optimizer"}
   rng = np.random.default_rng(0)
-  checkpoints._check(6, whole, "")
+  meta = checkpoints.restore_meta(6)
+  checkpoints._check(6, meta, whole, "")
   for i, (name, leaf) in enumerate(zip(names, leaves, strict=True)):
     is_key = jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key)
     value = np.array(jax.random.key_data(leaf) if is_key else leaf)
@@ -96,7 +97,7 @@ def test_one_bit_of_every_parameter_counts(saved, tmp_path, monkeypatch):
     other = jax.device_put(other, leaf.sharding)
     changed = jax.tree.unflatten(tree, [*leaves[:i], other, *leaves[i + 1 :]])
     with pytest.raises(DamagedError, match=f"{name} is not what was saved"):
-      checkpoints._check(6, changed, "")
+      checkpoints._check(6, meta, changed, "")
 
 
 def test_no_step_is_whole(saved, tmp_path):

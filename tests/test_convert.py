@@ -72,7 +72,8 @@ def restored(workdir, dtypes=None):
   layout = sharding.state_shardings(tree, sharding.make_mesh(MeshConfig()))
   with Checkpoints(workdir / "checkpoints") as checkpoints:
     assert checkpoints.steps == [0]
-    return checkpoints.restore_weights(0, "params", abstract(tree, layout))
+    meta = checkpoints.restore_meta(0)
+    return checkpoints.restore_weights(0, meta, "params", abstract(tree, layout))
 
 
 def assert_same_tree(a, b):

@@ -124,6 +124,8 @@ def test_queued_resources(shown):
   assert {"--node-id=mine", "--accelerator-type=v5litepod-256"} <= set(words)
   (docker,) = [x for x in text.splitlines() if x.strip().startswith("docker run")]
   assert shlex.split(docker)[-4:] == ["registry/image:1", *COMMAND[1:]]
+  assert "--env=SET_DIFFUSION_ATTEMPT" in docker  # a later start has a higher number
+  assert "export SET_DIFFUSION_ATTEMPT=$(date +%s)" in text
   assert "--spot" not in words
   assert (
     subprocess.run(["bash", "-n"], input=text, text=True, check=False).returncode == 0
@@ -160,7 +162,10 @@ def test_jobset_of_tpu_slices(manifest):
   (container,) = pod["containers"]
   assert container["args"] == COMMAND[1:]
   assert container["resources"]["limits"] == {"google.com/tpu": 4}
-  assert container["env"] == []
+  job, attempt = container["env"]  # and nothing that GKE says itself
+  assert job == {"name": "SET_DIFFUSION_JOB", "value": "default/mine"}
+  assert attempt["name"] == "SET_DIFFUSION_ATTEMPT"
+  assert "restart-attempt" in attempt["valueFrom"]["fieldRef"]["fieldPath"]
   one = job_of(manifest("--topology=v5e:1x1"))
   assert one[1]["parallelism"] == 1
   assert one[2]["containers"][0]["resources"]["limits"] == {"google.com/tpu": 1}

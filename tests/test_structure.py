@@ -21,6 +21,7 @@ LEVELS = [
   ["diffusion.corruption"],
   ["diffusion.noise"],
   ["model", "likelihood.loss", "sharding", "training.metrics", "workdir", "checkpoint"],
+  ["training.home"],
   ["hardware"],
   ["likelihood.objective", "training.state"],
   ["decode", "evaluate", "weights", "convert"],

@@ -112,7 +112,12 @@ def _run(argv: list[str]) -> int:
     from set_diffusion_jax.training.train import train
 
     config = processes.together(lambda: read_config(configuration))
-    train(config, arguments.workdir, profile=arguments.profile)
+    train(
+      config,
+      arguments.workdir,
+      profile=arguments.profile,
+      lease_timeout=arguments.lease_timeout,
+    )
   elif arguments.verb == "prepare":
     prepare(arguments, configuration)
   elif arguments.verb == "plan":

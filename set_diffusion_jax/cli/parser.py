@@ -17,6 +17,7 @@ from set_diffusion_jax.cli.values import (
 from set_diffusion_jax.config import COMMITS, WEIGHTS
 from set_diffusion_jax.data.zero_shot import ZERO_SHOT
 from set_diffusion_jax.errors import UserError
+from set_diffusion_jax.storage.lease import TIMEOUT
 
 _ABOUT = """Set Diffusion language models: train, evaluate, generate, convert.
 
@@ -72,6 +73,14 @@ def make_parser() -> argparse.ArgumentParser:
   )
   train.add_argument(
     "--profile", action="store_true", help="trace a few steps, to WORKDIR/profile"
+  )
+  train.add_argument(
+    "--lease-timeout",
+    type=whole(120),
+    default=TIMEOUT,
+    metavar="SECONDS",
+    help="a run on another host that has shown no sign of life for so long no longer "
+    f"holds the work directory; at least 120, default: {TIMEOUT}",
   )
   _job(train)
   train.epilog = _CONFIG_HELP

@@ -13,6 +13,7 @@ import functools
 import os
 import pathlib
 import re
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -138,7 +139,8 @@ def create(place: pathlib.Path, content: str) -> bool:
     except FileExistsError:
       return False
     return True
-  fresh = place.with_name(paths.fresh_name())
+  # Processes of two hosts, or containers, may have the same number.
+  fresh = place.with_name(f".set-diffusion-{secrets.randbits(63)}.tmp")
   try:
     fresh.write_text(content, encoding="utf-8")
     os.link(fresh, place)  # unlike a rename, it never replaces

@@ -18,6 +18,8 @@ from set_diffusion_jax.evaluate import Clip, Evaluator
 from set_diffusion_jax.numerics import settled
 from set_diffusion_jax.preemption import Preemption
 from set_diffusion_jax.storage import places
+from set_diffusion_jax.storage.lease import TIMEOUT
+from set_diffusion_jax.training.home import Home
 from set_diffusion_jax.training.metrics import MetricsWriter, Progress
 from set_diffusion_jax.training.reporting import Journal
 from set_diffusion_jax.training.state import TrainState
@@ -126,7 +128,11 @@ class Run(Program):
 
 @settled()
 def train(
-  config: Config, directory: pathlib.Path, label: str = "", profile: bool = False
+  config: Config,
+  directory: pathlib.Path,
+  label: str = "",
+  profile: bool = False,
+  lease_timeout: float = TIMEOUT,
 ) -> None:
   """Trains in a work directory, or goes on from its last whole checkpoint.
 
@@ -134,13 +140,16 @@ def train(
 
   Args:
     config: the same in all processes.
-    directory: one that all processes see, on a disk or in a bucket.
+    directory: one that all processes see, on a disk or in a bucket; no other run trains
+      in it meanwhile.
     label: stands before what is printed.
     profile: whether a trace of a few steps goes to `directory`/profile.
+    lease_timeout: seconds, see `Lease`.
 
   Raises:
     UserError: the configuration, the data or the directory cannot be used; nothing
-      has been written then. Raised in all processes if it is in one.
+      has been written then. Raised in all processes if it is in one. Also before a
+      save, if another run has taken the directory over.
     NonFiniteError: the loss or the gradient diverged; the last checkpoint is good.
     Preempted: SIGTERM came, and where the run stands is saved.
     DiskError: the disk or a quota is full.
@@ -152,46 +161,51 @@ def train(
   evaluator = Evaluator(run.objective, run.corpus.validation, run.mesh)
   if not processes.from_first(lambda: workdir.has_checkpoint(directory)):
     current, weights_from, news = run.start()  # before anything is written
-  processes.from_first(lambda: workdir.claim(directory, config, run.corpus.fingerprint))
   first, owed, total = 0, False, config.train.steps
   batches = run.batches()
   checkpoints = Checkpoints(
     directory / workdir.CHECKPOINTS, config.train.keep_latest, config.train.keep_best
   )
-  found = checkpoints.restore_newest(run.abstract_state(), batches)
-  if found is not None:
-    first, current = found.step, found.state
-    weights_from, owed = found.meta["weights_from"], found.meta["evaluation_owed"]
-    at = f"{'is already at' if first >= total else 'continues from'} step {first}"
-    since = changes(f"step {first}", found.meta.get("versions", {}))
-    news = [*found.news, at, *since]
-  writes = processes.is_first()
-  with (
-    disk_told(f"--workdir={directory}", "steps that are whole are kept"),
-    places.explained(f"--workdir={directory}"),
-    Preemption() as preemption,
-    checkpoints,
-    MetricsWriter(directory, first, owed, writes) as writer,
-    Progress(total, first, label, active=writes) as progress,
-    CompileTime() as compiled,
-    Trace(directory / "profile" if profile and writes else None, first) as trace,
-  ):
-    lost = data.lost_text(run.corpus.tokenizer)
-    for line in filter(None, (run.objective.where(), lost, *run.corpus.notes, *news)):
-      progress.say(line)
-    journal = Journal(run, writer, progress, compiled, first)
-    loop = Loop(run, evaluator, batches, checkpoints, journal, preemption, weights_from)
-    if owed:
-      current, _ = loop.evaluate(first, current)
-    step_fn = run.compiled_step() if first < total else None
-    for step in range(first + 1, total + 1):
-      trace.before(step, journal.pending)
-      began = time.perf_counter()
-      batch = run.put(next(batches))
-      waited = time.perf_counter() - began
-      current, metrics = step_fn(current, batch)
-      journal.add(step, metrics, waited)
-      current = loop.after(step, current)
+  with Preemption() as preemption, Home(directory, lease_timeout) as home:
+    processes.from_first(
+      lambda: workdir.claim(directory, config, run.corpus.fingerprint)
+    )
+    found = checkpoints.restore_newest(run.abstract_state(), batches)
+    if found is not None:
+      first, current = found.step, found.state
+      weights_from, owed = found.meta["weights_from"], found.meta["evaluation_owed"]
+      at = f"{'is already at' if first >= total else 'continues from'} step {first}"
+      since = changes(f"step {first}", found.meta.get("versions", {}))
+      news = [*found.news, at, *since]
+    writes = processes.is_first()
+    with (
+      disk_told(f"--workdir={directory}", "steps that are whole are kept"),
+      places.explained(f"--workdir={directory}"),
+      checkpoints,
+      MetricsWriter(directory, first, owed, writes) as writer,
+      Progress(total, first, label, active=writes) as progress,
+      CompileTime() as compiled,
+      Trace(directory / "profile" if profile and writes else None, first) as trace,
+    ):
+      lost = data.lost_text(run.corpus.tokenizer)
+      lines = [*home.news, run.objective.where(), lost, *run.corpus.notes, *news]
+      for line in filter(None, lines):
+        progress.say(line)
+      journal = Journal(run, writer, progress, compiled, first)
+      loop = Loop(
+        run, evaluator, batches, home, checkpoints, journal, preemption, weights_from
+      )
+      if owed:
+        current, _ = loop.evaluate(first, current)
+      step_fn = run.compiled_step() if first < total else None
+      for step in range(first + 1, total + 1):
+        trace.before(step, journal.pending)
+        began = time.perf_counter()
+        batch = run.put(next(batches))
+        waited = time.perf_counter() - began
+        current, metrics = step_fn(current, batch)
+        journal.add(step, metrics, waited)
+        current = loop.after(step, current)
 
 
 class Loop:
@@ -201,6 +215,7 @@ class Loop:
     run: the program and its data.
     evaluator: of the held-out sequences.
     batches: the iterator, whose place is saved.
+    home: the work directory, which must be held to save.
     checkpoints: of the work directory.
     journal: of the steps.
     preemption: says when to stop.
@@ -212,13 +227,14 @@ class Loop:
     run: Run,
     evaluator: Evaluator,
     batches,
+    home: Home,
     checkpoints: Checkpoints,
     journal: Journal,
     preemption: Preemption,
     weights_from: dict,
   ):
     self._run, self._evaluator, self._batches = run, evaluator, batches
-    self._checkpoints, self._journal = checkpoints, journal
+    self._home, self._checkpoints, self._journal = home, checkpoints, journal
     self._preemption, self._weights_from = preemption, weights_from
     self._saved = time.monotonic()
 
@@ -259,6 +275,7 @@ class Loop:
     self, step: int, current: TrainState, owed: bool, nats: float | None
   ) -> None:
     self._journal.publish()  # a state with a non-finite history is never saved
+    self._home.check()
     meta = self._run.meta(current, self._weights_from, owed)
     self._checkpoints.save(step, current, self._batches, meta, nats)
     self._saved = time.monotonic()
