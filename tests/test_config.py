@@ -59,6 +59,16 @@ def test_configurations_by_name(tmp_path, monkeypatch):
     ({"train": {"batch_size": 6, "accumulate": 4}}, "train.batch_size = 6"),
     ({"train": {"seed": 2**32}}, "train.seed"),
     ({"data": {"source": "text"}}, "data.train_path = null"),
+    *(
+      (
+        {group: {name: "gs://b/x.npy"}},
+        f'{group}.{name} = "gs://b/x.npy": must be a path',
+      )
+      for group, name in [
+        *(("data", "train_path"), ("data", "validation_path"), ("data", "directory")),
+        *(("data", "tokenizer"), ("evaluate", "order")),
+      ]
+    ),
     ({"method": {"max_set_size": 0.5}}, "method.max_set_size = 0.5"),
     ({"decode": {"window": 0}}, "decode.window = 0"),
     ({"decode": {"temperature": 1e-7}}, "decode.temperature = 1e-07: must be 0, or at"),

@@ -34,7 +34,7 @@ def given(text: str | os.PathLike) -> pathlib.Path:
     raise UserError("must be a path, is empty")
   if "\0" in text:
     raise UserError(f"{text!r}: a path cannot have a zero byte")
-  if _URL.match(text):
+  if is_url(text):
     raise UserError(f"{text}: URLs are not supported; give a path")
   path = expanded(text)
   if path.startswith("~") and not os.path.lexists(path.split("/")[0]):
@@ -47,6 +47,11 @@ def given(text: str | os.PathLike) -> pathlib.Path:
   if size > _PATH:
     raise UserError(f"{text}: has {size} bytes, must be at most {_PATH}")
   return pathlib.Path(path)
+
+
+def is_url(text: str) -> bool:
+  """Whether a text is meant as an address, such as gs://bucket/file, and no path."""
+  return _URL.match(text) is not None
 
 
 def expanded(text: str) -> str:
