@@ -125,14 +125,14 @@ CASES = {
   "test_speculation.py::test_speculation_generates_what_one_token_a_step_does": [
     "24-8"
   ],
-  "test_storage_refusals.py::test_no_network": [],
-  "test_storage_runs.py::test_a_damaged_step_is_set_aside_and_a_torn_one_is_not": [],
-  "test_storage_runs.py::test_killed_runs_go_on_as_if_nothing_had_been": [],
   "test_storage_hub.py::test_a_repository_is_read_as_its_directory_is": [],
   "test_storage_hub.py::test_a_run_starts_from_a_commit": [],
   "test_storage_hub.py::test_commands_by_the_environment": [],
   "test_storage_hub.py::test_sampling_is_that_of_the_directory": [],
   "test_storage_hub.py::test_what_is_there_is_never_written_over": [],
+  "test_storage_refusals.py::test_no_network": [],
+  "test_storage_runs.py::test_a_damaged_step_is_set_aside_and_a_torn_one_is_not": [],
+  "test_storage_runs.py::test_killed_runs_go_on_as_if_nothing_had_been": [],
   "test_train.py::test_a_directory_of_another_run_is_refused": ["change0", "change6"],
   "test_train.py::test_a_diverged_run_keeps_its_last_good_checkpoint": [],
   "test_train.py::test_changing_cadence_mesh_and_length_of_a_run_is_allowed": [],
