@@ -20,28 +20,13 @@ from set_diffusion_jax.checkpoint import Checkpoints
 from set_diffusion_jax.version import versions
 from tests import jobs, tiny
 
-CONFIG = """
-from set_diffusion_jax.config import config_arguments, default_config
-def get_config(arguments=""):
-  given = config_arguments(arguments, method="set")
-  config = default_config()
-  config.method.name = given.method
-  config.method.max_set_size = 4.0
-  config.model.update({"layers": 1, "width": 16, "heads": 2, "ffn": 64})
-  config.data.update({"source": "text", "train_path": "PATH", "length": 16})
-  config.optimizer.update({"warmup_steps": 1, "ema_decay": 0.5, "learning_rate": 1e-2})
-  config.train.update({"steps": 4, "batch_size": 4, "log_every": 2,
-    "evaluate_every": 4, "checkpoint_every": 2})
-  return config
-"""
-
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
   """A configuration file with its text, and a trained run for each method."""
   folder = tmp_path_factory.mktemp("home")
   path = tiny.text_file(folder)
-  (folder / "config.py").write_text(CONFIG.replace("PATH", str(path)))
+  (folder / "config.py").write_text(tiny.CONFIG.replace("PATH", str(path)))
   for method in ("ar", "set"):
     arguments = [f"--config={folder}/config.py:method={method}"]
     assert cli.main(["train", *arguments, f"--workdir={folder}/{method}"]) == 0

@@ -300,14 +300,15 @@ def test_a_full_disk_is_one_line(tmp_path, capsys):
   )
   assert cli.main(["convert", str(PUBLISHED), f"{tmp_path}/orbax"]) == 0
   before = sorted(os.listdir(tmp_path))
+  # Newer versions of tensorstore do not pass on what the system said.
   commands = [
-    ["convert", PUBLISHED, tmp_path / "new"],
-    ["convert", tmp_path / "orbax", tmp_path / "new"],
-    ["inspect", PUBLISHED, f"--output={tmp_path}/figures.json"],
+    (["convert", PUBLISHED, tmp_path / "new"], "nothing was written"),
+    (["convert", tmp_path / "orbax", tmp_path / "new"], "File too large"),
+    (["inspect", PUBLISHED, f"--output={tmp_path}/figures.json"], "File too large"),
   ]
-  for command in commands:
+  for command, reason in commands:
     with small_files(1000):
-      refused(capsys, command, "File too large")
+      refused(capsys, command, reason)
     assert sorted(os.listdir(tmp_path)) == before
   out = f"--output={tmp_path}/prepared"
   prepare = ["prepare", f"--config={tmp_path}/config.py", out, "--workers=1"]

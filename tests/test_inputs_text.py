@@ -4,6 +4,7 @@ import gzip
 import io
 import json
 import os
+import random
 import subprocess
 import sys
 
@@ -126,7 +127,7 @@ def test_what_is_no_text_is_refused(tmp_path, name):
   assert not (tmp_path / "out").exists()
 
 
-PACKED = gzip.compress(os.urandom(2000).hex().encode() + b"\n")
+PACKED = gzip.compress(random.Random(0).randbytes(2000).hex().encode() + b"\n", mtime=0)
 
 
 @pytest.mark.parametrize(
@@ -141,6 +142,7 @@ PACKED = gzip.compress(os.urandom(2000).hex().encode() + b"\n")
     (gzip.compress(b"\xff\xfea\0"), "is UTF-16"),
     (b"version https://git-lfs.github.com/spec/v1\n", "is a pointer of Git LFS"),
   ],
+  ids=["cut", "more", "plain", "damaged", "zeros", "lines", "UTF-16", "pointer"],
 )
 def test_packed_files_that_are_refused(tmp_path, monkeypatch, content, words):
   monkeypatch.setattr(module, "UNPACKED_BYTES", 10**6)

@@ -18,6 +18,22 @@ TEXT = (
   "It was the best of times, it was the worst of times, it was the age of wisdom.\n"
 )
 
+# A file for --config, with the path of a text in the place of PATH.
+CONFIG = """
+from set_diffusion_jax.config import config_arguments, default_config
+def get_config(arguments=""):
+  given = config_arguments(arguments, method="set")
+  config = default_config()
+  config.method.name = given.method
+  config.method.max_set_size = 4.0
+  config.model.update({"layers": 1, "width": 16, "heads": 2, "ffn": 64})
+  config.data.update({"source": "text", "train_path": "PATH", "length": 16})
+  config.optimizer.update({"warmup_steps": 1, "ema_decay": 0.5, "learning_rate": 1e-2})
+  config.train.update({"steps": 4, "batch_size": 4, "log_every": 2,
+    "evaluate_every": 4, "checkpoint_every": 2})
+  return config
+"""
+
 
 def settings(**changes):
   """The default configuration, made tiny; `group__field=value` changes a field."""

@@ -11,6 +11,7 @@ import tensorstore as ts
 from set_diffusion_jax import data
 from set_diffusion_jax.config import Config
 from set_diffusion_jax.convert import convert
+from tests import tiny
 from tests.convert_files import safetensors_bytes, torch_bytes
 from tests.fuzz import models
 
@@ -142,18 +143,6 @@ def _plain_arrays(source: pathlib.Path, folder: pathlib.Path, driver: str) -> No
 
 
 LINES = [f"{number} {' '.join(WORDS[number % 9 :])}." for number in range(40)]
-CONFIG = """
-from set_diffusion_jax.config import config_arguments, default_config
-def get_config(arguments=""):
-  given = config_arguments(arguments, method="set")
-  config = default_config()
-  config.method.name = given.method
-  config.method.max_set_size = 4.0
-  config.model.update({"layers": 1, "width": 16, "heads": 2, "ffn": 64})
-  config.data.update({"source": "text", "train_path": "PATH", "length": 16})
-  config.train.update({"steps": 4, "batch_size": 4})
-  return config
-"""
 
 
 def _texts(home: pathlib.Path) -> None:
@@ -171,7 +160,7 @@ def _texts(home: pathlib.Path) -> None:
   model = sentencepiece_model()
   if model is not None:
     (folder / "tokenizer.model").write_bytes(model)
-  (home / "config.py").write_text(CONFIG.replace("PATH", str(folder / "text.txt")))
+  (home / "config.py").write_text(tiny.CONFIG.replace("PATH", str(folder / "text.txt")))
   config = data_config(source="jsonl", train_path=str(folder / "text.jsonl"))
   data.prepare(config, home / "tokens", shard=900)
   data.prepare(config, home / "stored", text=True, shard=900)

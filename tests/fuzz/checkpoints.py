@@ -110,7 +110,7 @@ def _description(folder: pathlib.Path) -> dict:
 def _same(change: mutate.Change) -> bool:
   """Whether the new value is the old one, perhaps in another spelling, as 0 and -0."""
   if isinstance(change.new, mutate.Raw):
-    with contextlib.suppress(ValueError):
+    with contextlib.suppress(ValueError, RecursionError):
       return json.loads(change.new.text) == change.old
   return change.new == change.old
 
