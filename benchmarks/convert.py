@@ -16,13 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import measure
-from set_diffusion_jax.checkpoint import Checkpoints
 from set_diffusion_jax.config import Config
 from set_diffusion_jax.convert import convert, layout, published, torch_directory
 from set_diffusion_jax.convert.source import open_source
 from set_diffusion_jax.convert.transfer import Cast
 from set_diffusion_jax.convert.verify import verify_result
 from set_diffusion_jax.data import Vocabulary
+from set_diffusion_jax.storage.checkpoint import Checkpoints
 
 LIMIT = 600 * 10**6  # bytes above the largest stored parameter
 

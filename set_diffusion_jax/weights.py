@@ -9,8 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from set_diffusion_jax import data, sharding, workdir
-from set_diffusion_jax.checkpoint import Checkpoints, abstract
+from set_diffusion_jax import data, sharding
 from set_diffusion_jax.config import Config, MeshConfig
 from set_diffusion_jax.convert import orbax
 from set_diffusion_jax.convert.layout import parameters as parameters_of
@@ -21,6 +20,8 @@ from set_diffusion_jax.errors import UserError
 from set_diffusion_jax.inputs.names import check_link, step_number
 from set_diffusion_jax.model import build_network
 from set_diffusion_jax.numerics import settled
+from set_diffusion_jax.storage import workdir
+from set_diffusion_jax.storage.checkpoint import Checkpoints, abstract
 
 
 class Stored(NamedTuple):

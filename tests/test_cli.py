@@ -16,7 +16,7 @@ import pytest
 
 import set_diffusion_jax
 from set_diffusion_jax import cli
-from set_diffusion_jax.checkpoint import Checkpoints
+from set_diffusion_jax.storage.checkpoint import Checkpoints
 from set_diffusion_jax.version import versions
 from tests import jobs, tiny
 

@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from set_diffusion_jax import sharding, workdir
-from set_diffusion_jax.checkpoint import Checkpoints, abstract
+from set_diffusion_jax import sharding
 from set_diffusion_jax.config import Config, MeshConfig
 from set_diffusion_jax.convert import convert, describe, description_text, layout
 from set_diffusion_jax.convert.layout import parameters
@@ -23,6 +22,8 @@ from set_diffusion_jax.data import Vocabulary
 from set_diffusion_jax.diffusion.order import position_offset
 from set_diffusion_jax.errors import UserError
 from set_diffusion_jax.model import build_network
+from set_diffusion_jax.storage import workdir
+from set_diffusion_jax.storage.checkpoint import Checkpoints, abstract
 from tests import tiny
 from tests.convert_files import cast, safetensors_bytes
 from tests.golden import ROOT, Golden

@@ -11,12 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from set_diffusion_jax import cli, data, workdir
+from set_diffusion_jax import cli, data
 from set_diffusion_jax.config import DataConfig
 from set_diffusion_jax.data.detokenize import RULES, detokenizer
 from set_diffusion_jax.errors import UserError
 from set_diffusion_jax.inputs import paths
 from set_diffusion_jax.inputs.arrays import read_array
+from set_diffusion_jax.storage import workdir
 from tests import tiny
 
 

@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 
 import set_diffusion_jax
-from set_diffusion_jax import cli, data, workdir
-from set_diffusion_jax.checkpoint import Checkpoints
+from set_diffusion_jax import cli, data
 from set_diffusion_jax.decode import Stops
 from set_diffusion_jax.diffusion.draws import DECODE, stream_key
 from set_diffusion_jax.errors import UserError
 from set_diffusion_jax.inputs import terminal
+from set_diffusion_jax.storage import workdir
+from set_diffusion_jax.storage.checkpoint import Checkpoints
 from tests import jobs, tiny
 
 PUBLISHED = jobs.ROOT / "tests/reference/models/setdlm_dit"

@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 
 from set_diffusion_jax import cli, convert, data
-from set_diffusion_jax.checkpoint import Checkpoints, abstract
 from set_diffusion_jax.config import Config
 from set_diffusion_jax.errors import UserError
 from set_diffusion_jax.inputs import paths
+from set_diffusion_jax.storage.checkpoint import Checkpoints, abstract
 from tests import jobs, tiny
 
 PUBLISHED = jobs.ROOT / "tests/reference/models/setdlm_dit"

@@ -13,7 +13,6 @@ import pytest
 import set_diffusion_jax
 from set_diffusion_jax import data
 from set_diffusion_jax.api import Model
-from set_diffusion_jax.checkpoint import Checkpoints
 from set_diffusion_jax.cli import main
 from set_diffusion_jax.cli.evaluate import _print_figures
 from set_diffusion_jax.config import DecodeConfig
@@ -24,6 +23,7 @@ from set_diffusion_jax.diffusion.draws import stream_key, training_keys
 from set_diffusion_jax.errors import UserError
 from set_diffusion_jax.likelihood.loss import negative_log_likelihood, slot_nats
 from set_diffusion_jax.model import build_network
+from set_diffusion_jax.storage.checkpoint import Checkpoints
 from tests import tiny
 from tests.test_inputs_tokenizers import added, file
 from tests.test_tokenizer import pieces

@@ -9,11 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from set_diffusion_jax import data, workdir
+from set_diffusion_jax import data
 from set_diffusion_jax.config import DataConfig
 from set_diffusion_jax.data import preparation as module
 from set_diffusion_jax.data import prepared
 from set_diffusion_jax.errors import UserError
+from set_diffusion_jax.storage import workdir
 from tests import tiny
 
 BPE = data.train_bpe([tiny.TEXT], 300)

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from set_diffusion_jax.checkpoint import Checkpoints
+from set_diffusion_jax.storage.checkpoint import Checkpoints
 from set_diffusion_jax.training.metrics import read_metrics
 from set_diffusion_jax.training.train import train
 from tests import tiny

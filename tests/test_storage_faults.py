@@ -8,9 +8,9 @@ import orbax.checkpoint as ocp
 import pytest
 
 from set_diffusion_jax import processes
-from set_diffusion_jax.checkpoint import Checkpoints, DamagedError
 from set_diffusion_jax.errors import UserError
 from set_diffusion_jax.storage import faults
+from set_diffusion_jax.storage.checkpoint import Checkpoints, DamagedError
 from set_diffusion_jax.storage.faults import retried, unread
 from set_diffusion_jax.training.train import Run, train
 from tests.test_train import config

@@ -10,11 +10,11 @@ import jax
 import numpy as np
 import pytest
 
-from set_diffusion_jax.checkpoint import Checkpoints
 from set_diffusion_jax.cli import main
 from set_diffusion_jax.convert import convert, describe
 from set_diffusion_jax.errors import UserError
 from set_diffusion_jax.storage import places
+from set_diffusion_jax.storage.checkpoint import Checkpoints
 from set_diffusion_jax.training.metrics import read_metrics
 from set_diffusion_jax.training.train import Run, train
 from set_diffusion_jax.weights import read_weights

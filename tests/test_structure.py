@@ -13,14 +13,18 @@ ROOT = pathlib.Path(__file__).parents[1] / "set_diffusion_jax"
 LEVELS = [
   ["errors", "version", "preemption", "numerics"],
   ["inputs"],
-  ["storage"],
+  ["storage.refusals", "storage.faults", "storage.hub"],
+  ["storage.places"],
+  ["storage.lease"],
   ["config", "diffusion.method", "diffusion.draws", "cluster", "processes"],
   ["diffusion.schedules", "data"],
   ["diffusion.order"],
   ["diffusion.index"],
   ["diffusion.corruption"],
   ["diffusion.noise"],
-  ["model", "likelihood.loss", "sharding", "training.metrics", "workdir", "checkpoint"],
+  ["model", "likelihood.loss", "sharding", "training.metrics"],
+  ["storage.checksums", "storage.event_loops", "storage.workdir"],
+  ["storage.checkpoint"],
   ["training.home"],
   ["hardware"],
   ["likelihood.objective", "training.state"],
@@ -82,7 +86,7 @@ def test_rooms_keep_to_their_libraries():
     linen = any(name.startswith("flax.linen") for name in imports(path))
     assert not linen or room == "model", path
     assert not any("jax._src" in name for name in imports(path)), path
-    assert "huggingface_hub" not in used or room == "storage", path
+    assert "huggingface_hub" not in used or room == "storage.hub", path
     reads_settings = "ml_collections" in used and room not in ("config", "cli")
     assert not reads_settings, path
 

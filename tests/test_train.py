@@ -14,10 +14,10 @@ import optax
 import pytest
 import tensorboardX.proto.event_pb2 as event_pb2
 
-from set_diffusion_jax.checkpoint import FORMAT_VERSION, Checkpoints
 from set_diffusion_jax.config import Config
 from set_diffusion_jax.diffusion.draws import training_keys
 from set_diffusion_jax.errors import NonFiniteError, UserError
+from set_diffusion_jax.storage.checkpoint import FORMAT_VERSION, Checkpoints
 from set_diffusion_jax.training import state, step
 from set_diffusion_jax.training import train as module
 from set_diffusion_jax.training.metrics import read_metrics

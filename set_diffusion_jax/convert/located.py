@@ -6,7 +6,6 @@ import pathlib
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from set_diffusion_jax import workdir
 from set_diffusion_jax.convert.generation import GENERATION
 from set_diffusion_jax.convert.meta import TOKENIZER_FILES
 from set_diffusion_jax.convert.qwen3 import BACKBONE_CONFIG
@@ -14,7 +13,7 @@ from set_diffusion_jax.convert.tensors import read_json
 from set_diffusion_jax.data.pieces import FILE
 from set_diffusion_jax.errors import UserError
 from set_diffusion_jax.inputs.names import bare_name, part
-from set_diffusion_jax.storage import hub, places
+from set_diffusion_jax.storage import hub, places, workdir
 
 _CONFIG = "config.json"
 # In the order in which a directory is searched for them: pickles come last.

@@ -17,12 +17,12 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import tensorstore as ts
 
-from set_diffusion_jax.checkpoint import FORMAT_VERSION, check_version
 from set_diffusion_jax.convert.layout import Parameter, Piece, same_names
 from set_diffusion_jax.convert.tensors import WEIGHT_DTYPES, read_json
 from set_diffusion_jax.errors import UserError
 from set_diffusion_jax.inputs.names import check_tree, shown
 from set_diffusion_jax.inputs.paths import Opened
+from set_diffusion_jax.storage.checkpoint import FORMAT_VERSION, check_version
 from set_diffusion_jax.storage.places import MARKER
 
 _TREE = "_METADATA"

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from set_diffusion_jax import workdir
 from set_diffusion_jax.config import Config
 from set_diffusion_jax.convert import layout, orbax
 from set_diffusion_jax.convert.directory import read_directory
@@ -32,6 +31,7 @@ from set_diffusion_jax.data import Vocabulary
 from set_diffusion_jax.errors import UserError
 from set_diffusion_jax.inputs import names, sizes
 from set_diffusion_jax.inputs.records import parse_json
+from set_diffusion_jax.storage import workdir
 
 PICKLED = (".bin", ".ckpt", ".pt", ".pth")
 _LONGEST_ROW = 2**20  # of a metrics file

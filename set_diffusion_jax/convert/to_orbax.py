@@ -4,13 +4,13 @@ import dataclasses
 import json
 import pathlib
 
-from set_diffusion_jax import workdir
 from set_diffusion_jax.convert import orbax
 from set_diffusion_jax.convert.meta import TOKENIZER_FILES
 from set_diffusion_jax.convert.source import Source
 from set_diffusion_jax.convert.transfer import Cast, transfer
 from set_diffusion_jax.data.pieces import STORED
 from set_diffusion_jax.diffusion.order import recorded_schedule
+from set_diffusion_jax.storage import workdir
 from set_diffusion_jax.version import versions
 
 

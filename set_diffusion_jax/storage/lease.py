@@ -17,7 +17,7 @@ import socket
 import threading
 
 from set_diffusion_jax.errors import UserError
-from set_diffusion_jax.storage import places
+from set_diffusion_jax.storage import places, refusals
 
 FOLDER = ".lease"
 HEARTBEAT = 15.0  # seconds
@@ -62,7 +62,7 @@ class Lease:
     if not remote and self._workdir.exists() and not self._workdir.is_dir():
       raise UserError(f"--workdir={self._workdir}: must be a directory, is a file")
     try:
-      with places.explained(f"--workdir={self._workdir}"):
+      with refusals.explained(f"--workdir={self._workdir}"):
         if not remote:
           self._folder.mkdir(parents=True, exist_ok=True)
         return self._take()

@@ -10,7 +10,6 @@ import optax
 from jax.sharding import AbstractMesh, Mesh
 
 from set_diffusion_jax import sharding
-from set_diffusion_jax.checkpoint import abstract
 from set_diffusion_jax.config import Config
 from set_diffusion_jax.data import Runs, Vocabulary
 from set_diffusion_jax.diffusion.corruption import Batch
@@ -20,6 +19,7 @@ from set_diffusion_jax.hardware.flops import Flops
 from set_diffusion_jax.likelihood.loss import LossTerms, loss_terms, weighted
 from set_diffusion_jax.likelihood.objective import Objective
 from set_diffusion_jax.model import build_network
+from set_diffusion_jax.storage.checkpoint import abstract
 from set_diffusion_jax.training import state
 from set_diffusion_jax.training.state import TrainState
 

@@ -8,8 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from set_diffusion_jax import data, processes, sharding, workdir
-from set_diffusion_jax.checkpoint import Checkpoints
+from set_diffusion_jax import data, processes, sharding
 from set_diffusion_jax.config import Config
 from set_diffusion_jax.diffusion import order
 from set_diffusion_jax.diffusion.corruption import Batch
@@ -17,7 +16,8 @@ from set_diffusion_jax.errors import Preempted, disk_told
 from set_diffusion_jax.evaluate import Clip, Evaluator
 from set_diffusion_jax.numerics import settled
 from set_diffusion_jax.preemption import Preemption
-from set_diffusion_jax.storage import places
+from set_diffusion_jax.storage import places, refusals, workdir
+from set_diffusion_jax.storage.checkpoint import Checkpoints
 from set_diffusion_jax.storage.lease import TIMEOUT
 from set_diffusion_jax.training.home import Home
 from set_diffusion_jax.training.metrics import MetricsWriter, Progress
@@ -180,7 +180,7 @@ def train(
     writes = processes.is_first()
     with (
       disk_told(f"--workdir={directory}", "steps that are whole are kept"),
-      places.explained(f"--workdir={directory}"),
+      refusals.explained(f"--workdir={directory}"),
       checkpoints,
       MetricsWriter(directory, first, owed, writes) as writer,
       Progress(total, first, label, active=writes) as progress,

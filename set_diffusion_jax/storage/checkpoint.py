@@ -11,14 +11,12 @@ last. So a step is whole or not there; checksums of all values tell what has cha
 since.
 """
 
-import asyncio
 import contextlib
 import pathlib
 from collections.abc import Callable
 from typing import NamedTuple, TypeVar
 
 import jax
-import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint import checkpoint_managers as policies
@@ -28,7 +26,8 @@ from set_diffusion_jax.errors import NonFiniteError, Preempted, UserError
 from set_diffusion_jax.inputs.names import part, shown
 from set_diffusion_jax.inputs.paths import Opened
 from set_diffusion_jax.inputs.records import parse_json
-from set_diffusion_jax.storage import places
+from set_diffusion_jax.storage import event_loops, places, refusals
+from set_diffusion_jax.storage.checksums import checksums
 from set_diffusion_jax.storage.faults import retried, unread
 
 T = TypeVar("T")
@@ -126,7 +125,7 @@ class Checkpoints:
       nats_per_token: of an evaluation at this very step, if there was one.
     """
     metrics = None if nats_per_token is None else {_METRIC: nats_per_token}
-    sums = jax.device_get(_checksums(state))
+    sums = jax.device_get(checksums(state))
     described = {
       "format_version": FORMAT_VERSION,
       **meta,
@@ -256,7 +255,7 @@ class Checkpoints:
     path = self.folder / str(step)
 
     def once():
-      with _opened(path) as opened, _orderly_event_loops():
+      with _opened(path) as opened, event_loops.orderly():
         return handler.restore(epath.Path(opened / name), args=args)
 
     try:
@@ -277,7 +276,7 @@ class Checkpoints:
     if stored is None:  # a converted checkpoint
       return
     where = self.folder / str(step)
-    sums = jax.device_get(_checksums(tree))
+    sums = jax.device_get(checksums(tree))
 
     def compare():
       if not isinstance(stored, dict):
@@ -292,7 +291,7 @@ class Checkpoints:
 
 def _failure(path: pathlib.Path, error: Exception) -> UserError:
   """What a step that was not read is: damaged on evidence about its bytes only."""
-  if places.is_remote(path) and (refusal := places.refusal(error)):
+  if places.is_remote(path) and (refusal := refusals.refusal(error)):
     return UserError(f"{path}: {refusal}")
   reason = unread(error)
   if reason is not None:
@@ -331,63 +330,6 @@ def _opened(folder: pathlib.Path):
   else:
     with Opened(folder) as opened:
       yield opened.path
-
-
-class _OrderlyEventLoop(asyncio.SelectorEventLoop):
-  """An event loop that cancels what still runs in it when it is closed."""
-
-  def close(self) -> None:
-    left = set() if self.is_closed() else asyncio.all_tasks(self)
-    for task in left:
-      task.cancel()
-    try:
-      if left:  # the first failure has been raised, the others have the same cause
-        self.set_exception_handler(lambda *_: None)
-        self.run_until_complete(asyncio.gather(*left, return_exceptions=True))
-    finally:
-      super().close()
-
-
-class _OrderlyEventLoops(asyncio.DefaultEventLoopPolicy):
-  def new_event_loop(self) -> asyncio.AbstractEventLoop:
-    return _OrderlyEventLoop()
-
-
-@contextlib.contextmanager
-def _orderly_event_loops():
-  """Orbax closes its event loop where a read fails and leaves all others unfinished.
-
-  Each of them, some thousands, would print a traceback of its own later on.
-  """
-  before = asyncio.get_event_loop_policy()
-  asyncio.set_event_loop_policy(_OrderlyEventLoops())
-  try:
-    yield
-  finally:
-    asyncio.set_event_loop_policy(before)
-
-
-@jax.jit
-def _checksums(tree) -> dict[str, jax.Array]:
-  """A number for each array that changes when any of its elements does.
-
-  The sum modulo 2^32 of the elements' bits times odd weights by place; it is exact, so
-  it depends neither on the mesh nor on the number of processes.
-  """
-
-  def one(x):
-    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
-      x = jax.random.key_data(x)
-    bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
-    weight = jnp.ones(bits.shape, jnp.uint32)
-    for axis in range(bits.ndim):
-      place = jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
-      weight += place * jnp.uint32(2 * 0x9E3779B1 >> axis & 0xFFFFFFFE)
-    return (bits * weight).sum(dtype=jnp.uint32)
-
-  leaves = jax.tree_util.tree_leaves_with_path(tree)
-  name = lambda path: jax.tree_util.keystr(path, simple=True, separator="/")
-  return {name(path): one(leaf) for path, leaf in leaves}
 
 
 def check_version(meta: dict, where: str) -> None:

@@ -10,7 +10,7 @@ from set_diffusion_jax.data.pipeline import FIGURES
 from set_diffusion_jax.errors import UserError
 from set_diffusion_jax.inputs.names import step_number
 from set_diffusion_jax.inputs.records import parse_json
-from set_diffusion_jax.storage import lease, places
+from set_diffusion_jax.storage import lease, places, refusals
 
 CONFIG = "config.json"
 CHECKPOINTS = "checkpoints"
@@ -71,7 +71,7 @@ def on_disk(path: pathlib.Path) -> Iterator[pathlib.Path]:
   if not places.is_remote(path):
     yield path
     return
-  with places.explained(str(path)):
+  with refusals.explained(str(path)):
     try:
       local = _copy(path)
     except FileNotFoundError:
