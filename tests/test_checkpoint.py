@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from set_diffusion_jax.errors import Preempted, UserError
-from set_diffusion_jax.storage.checkpoint import Checkpoints, DamagedError
+from set_diffusion_jax.storage.checkpoint import Checkpoints
+from set_diffusion_jax.storage.saved import DamagedError
 from set_diffusion_jax.training.metrics import read_metrics
 from set_diffusion_jax.training.reporting import Journal
 from set_diffusion_jax.training.train import Run, train
