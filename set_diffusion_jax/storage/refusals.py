@@ -51,5 +51,6 @@ def refusal(error: BaseException) -> str | None:
   if "HttpError" in kinds:
     return f"the store answered {text.splitlines()[0][:160] if text else code}"
   if "ClientError" in kinds or isinstance(error, ConnectionError | TimeoutError):
-    return f"the store cannot be reached ({text.splitlines()[0][:160] or type(error)})"
+    why = text.splitlines()[0][:160] if text else "no answer in time"
+    return f"the store cannot be reached ({why}): is there a network?"
   return None
