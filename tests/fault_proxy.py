@@ -65,6 +65,9 @@ class Proxy:
 
   def __init__(self, server: str, judge: Callable[[Request], str | None]):
     self._server, self._judge = server, judge
+    # Google's service tells again how an upload in parts ended; fake-gcs-server has
+    # forgotten it.
+    self._lost: dict[str, tuple[int, dict, bytes]] = {}
     self._listener = _Listener(("127.0.0.1", 0), _handler(self))
     self.url = f"http://127.0.0.1:{self._listener.server_port}"
     threading.Thread(target=self._listener.serve_forever, daemon=True).start()
@@ -83,11 +86,13 @@ class Proxy:
     elif fault == "reset":
       _reset(handler)
     else:
-      status, headers, content = self._pass_on(handler, body)
+      answer = self._lost.pop(handler.path, None) or self._pass_on(handler, body)
       if fault == "lost":
+        if "upload_id=" in handler.path:
+          self._lost[handler.path] = answer
         _reset(handler)
       else:
-        _send(handler, status, headers, content)
+        _send(handler, *answer)
 
   def _pass_on(self, handler, body: bytes) -> tuple[int, dict, bytes]:
     """Status, headers and content of what the server answers."""

@@ -2,6 +2,7 @@
 
 import pytest
 
+from set_diffusion_jax.errors import DiskError, StoreError
 from set_diffusion_jax.storage import places, steps
 from set_diffusion_jax.training.train import train
 from tests import buckets, fault_proxy, jobs, kills
@@ -59,6 +60,28 @@ def test_a_fault_of_each_kind_of_request_changes_nothing(on_disk, fault):
   assert once.left == []
   assert steps.numbers(target / "checkpoints") == [6, 8]
   assert not places.exists(target / "damaged")
+  assert rows(target) == rows(run)
+  assert_identical(final(whole, target), final(whole, run))
+
+
+@pytest.mark.parametrize(("code", "kind"), [("401", DiskError), ("503", StoreError)])
+def test_a_store_that_stays_away_ends_a_run_that_goes_on_later(on_disk, code, kind):
+  """From the moment at which step 4 is whole, nothing is answered any more."""
+  run, _, whole = on_disk
+  target, away = places.path(buckets.fresh()), []
+
+  def judge(request):
+    if away:
+      return code
+    if "/checkpoints/4/commit_success.txt&upload_id" in request.text:
+      away.append(request)
+    return None
+
+  says = f"^--workdir={target}: .*; steps that are whole are kept, and the same command"
+  with buckets.judged(judge), pytest.raises(kind, match=says):
+    train(whole, target)
+  assert steps.numbers(target / "checkpoints") == [2, 4]
+  train(whole, target)
   assert rows(target) == rows(run)
   assert_identical(final(whole, target), final(whole, run))
 
