@@ -3,7 +3,7 @@
 import pytest
 
 from set_diffusion_jax.errors import DiskError, StoreError
-from set_diffusion_jax.storage import places, steps
+from set_diffusion_jax.storage import folders, places, steps
 from set_diffusion_jax.training.train import train
 from tests import buckets, fault_proxy, jobs, kills
 from tests.test_processes import WHOLE, assert_equal_curves, curve
@@ -81,6 +81,8 @@ def test_a_store_that_stays_away_ends_a_run_that_goes_on_later(on_disk, code, ki
   with buckets.judged(judge), pytest.raises(kind, match=says):
     train(whole, target)
   assert steps.numbers(target / "checkpoints") == [2, 4]
+  # It could not be given back, and this process is still there.
+  folders.remove(target / ".lease")
   train(whole, target)
   assert rows(target) == rows(run)
   assert_identical(final(whole, target), final(whole, run))
