@@ -32,7 +32,8 @@ KINDS = {
   "clean": (r"^DELETE .*/checkpoints/", 30),
   "metrics": (r"^POST .*(metrics\.jsonl|/events\.)", 6),
   "lease": (r"/\.lease/", 5),
-  "move": (r"/damaged/", 30),  # the newest step is damaged before
+  # The newest step is damaged before: each of its objects is copied, then removed.
+  "move": (r"/damaged/|^DELETE .*/checkpoints/", 36),
   "time": (None, 1.5),
 }
 PREPARED = ("marker", 20, True)  # two more steps are whole then
