@@ -113,7 +113,7 @@ def campaign(folder: pathlib.Path, planned: list[Moment], say=lambda line: None)
   """
   fields = settings(
     folder,
-    train__steps=4 * len(planned) + 12,
+    train__steps=2 * len(planned) + 12,
     train__checkpoint_every=1,
     train__log_every=1,
     train__evaluate_every=10,
