@@ -9,9 +9,8 @@ import functools
 import os
 import pathlib
 import shutil
-import tempfile
 
-from set_diffusion_jax.storage import places
+from set_diffusion_jax.storage import disk, places
 from set_diffusion_jax.storage.steps import MARKER
 
 
@@ -81,9 +80,9 @@ def fetch(source: pathlib.Path, parts: tuple[str, ...] = ("",)) -> pathlib.Path:
     found += filter(inside, store.find(there))
   if not found:
     raise FileNotFoundError(os.fspath(source))
-  kept = tempfile.mkdtemp(prefix="set-diffusion-")
-  atexit.register(shutil.rmtree, kept, ignore_errors=True)
-  place = pathlib.Path(kept) / source.name
+  kept = disk.scratch()
+  atexit.register(kept.cleanup)
+  place = pathlib.Path(kept.name) / source.name
   for name in found:
     target = pathlib.Path(f"{place}{name.removeprefix(here)}")
     if not name.endswith("/"):
