@@ -164,19 +164,14 @@ def check_outside(source: Source, destination: pathlib.Path) -> None:
 
 def _step(path: pathlib.Path) -> pathlib.Path | None:
   """The directory of an Orbax step, if the path is one or holds some."""
-  if path.parent.name == workdir.CHECKPOINTS and path.name.isdigit():
-    if names.step_number(path.name) is None:
-      raise UserError(f"{path}: {path.name} is no number of a step")
+  if workdir.names_step(path):
     return path
   folder = path / workdir.CHECKPOINTS
   if not folder.is_dir():
     return None
-  steps = map(names.step_number, os.listdir(folder))
-  newest = max((step for step in steps if step is not None), default=None)
-  if newest is None:
-    raise UserError(f"{path}: has no checkpoint yet")
-  names.check_link(folder / str(newest), path)
-  return folder / str(newest)
+  step = folder / str(workdir.newest_step(path))
+  names.check_link(step, path)
+  return step
 
 
 def _orbax(step: pathlib.Path, kind: str | None) -> Source:

@@ -55,6 +55,27 @@ def has_checkpoint(workdir: pathlib.Path) -> bool:
   return bool(steps.numbers(workdir / CHECKPOINTS))
 
 
+def names_step(path: pathlib.Path) -> bool:
+  """Whether a path is that of a step, there or not: `checkpoints/STEP`.
+
+  Raises:
+    UserError: it has a number there that no step can have.
+  """
+  if path.parent.name != CHECKPOINTS or not path.name.isdigit():
+    return False
+  if step_number(path.name) is None:
+    raise UserError(f"{path}: {path.name} is no number of a step")
+  return True
+
+
+def newest_step(workdir: pathlib.Path) -> int:
+  """The number of the last finished step; UserError where there is none."""
+  found = steps.numbers(workdir / CHECKPOINTS)
+  if not found:
+    raise UserError(f"{workdir}: has no checkpoint yet")
+  return found[-1]
+
+
 @contextlib.contextmanager
 def on_disk(path: pathlib.Path) -> Iterator[pathlib.Path]:
   """A checkpoint where its files can be opened: of one in a bucket, a copy.
@@ -86,7 +107,7 @@ def on_disk(path: pathlib.Path) -> Iterator[pathlib.Path]:
 def _copy(path: pathlib.Path) -> pathlib.Path:
   """What is needed of a checkpoint in a bucket, on this disk under the same names."""
   besides = (CONFIG, "metrics.jsonl")
-  if path.parent.name == CHECKPOINTS and step_number(path.name) is not None:
+  if names_step(path):
     if not steps.finished(path):
       raise UserError(f"{path}: has no finished checkpoint of step {path.name}")
     run, inside = path.parent.parent, f"{CHECKPOINTS}/{path.name}"
@@ -96,10 +117,7 @@ def _copy(path: pathlib.Path) -> pathlib.Path:
     return folders.fetch(path.parent) / path.name
   if CHECKPOINTS not in inside:
     return folders.fetch(path)
-  found = steps.numbers(path / CHECKPOINTS)
-  if not found:
-    raise UserError(f"{path}: has no checkpoint yet")
-  return folders.fetch(path, (*besides, f"{CHECKPOINTS}/{found[-1]}"))
+  return folders.fetch(path, (*besides, f"{CHECKPOINTS}/{newest_step(path)}"))
 
 
 def is_run(workdir: pathlib.Path) -> bool:
