@@ -1,6 +1,7 @@
 """`inspect` and `convert`: what is in a checkpoint, and the way to other formats."""
 
 import argparse
+import sys
 from collections.abc import Sequence
 
 from set_diffusion_jax.cli.files import check_output, show, write
@@ -61,9 +62,9 @@ def inspect(arguments: argparse.Namespace, configuration: Sequence[str]) -> None
     files = config.data
     read = (files.train_path, files.validation_path, files.directory, files.tokenizer)
     check_output(arguments.output, inputs=read)
-    figures, plain, coloured = batch_figures(config, arguments.rows)
+    figures, text = batch_figures(config, arguments.rows, sys.stdout.isatty())
     write(arguments.output, figures)
-    show(plain, coloured)
+    show(text, text)
     return
   if arguments.mask:
     _inspect_mask(arguments, read_config(configuration))
