@@ -150,7 +150,8 @@ def _likelihood(
       progress.advance(len(new))
 
     quality = evaluator.run(model.params, advance, done).likelihood
-  figures = {**quality.summary(), "protocol": identity}
+  origin = {} if model.origin is None else {"checkpoint": model.origin}
+  figures = {**quality.summary(), **origin, "protocol": identity}
   if first and by is not None:
     lines = "".join(_detail_lines(by, evaluator.held_out, rows))
     write_text(by_output, lines, "--by-output")

@@ -95,6 +95,9 @@ def _check_fields(require: _Require) -> None:
   for name in sorted({*here, "evaluate.order"}):
     right = "a path on a disk; URLs are not supported here"
     require(not is_url(require.value(name) or ""), name, right)
+  start = require.value("init_from") or ""
+  known = not is_url(start) or start.startswith(("gs://", "hf://"))
+  require(known, "init_from", "a path, gs://BUCKET/PATH or hf://ORG/NAME[@REVISION]")
   require.one_of("model.backbone", BACKBONES)
   require.one_of("model.dtype", DTYPES)
   require.one_of("model.gradient_dtype", GRADIENT_DTYPES)

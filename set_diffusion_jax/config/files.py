@@ -12,7 +12,7 @@ from ml_collections import ConfigDict, config_flags
 
 from set_diffusion_jax.config.experiment import Config, check_field
 from set_diffusion_jax.errors import UserError
-from set_diffusion_jax.inputs.paths import expanded
+from set_diffusion_jax.inputs.paths import expanded, is_url
 
 _CONFIG = "--config="
 
@@ -56,6 +56,8 @@ def read_config(arguments: Sequence[str]) -> Config:
   given = named(arguments)
   if not given:
     raise UserError("--config: must name a configuration, as --config=FILE or NAME")
+  if is_url(given):
+    raise UserError(f"{_CONFIG}{given}: must be a file on a disk or a name, is a URL")
   name, colon, values = given.partition(":")
   if colon and pathlib.Path(expanded(given)).is_file():  # the colon is of its name
     name, colon, values = given, "", ""

@@ -170,6 +170,40 @@ def names(folder: pathlib.Path) -> list[str]:
   return sorted(name for name in found if not disk.is_fresh(name))
 
 
+def sizes(folder: pathlib.Path) -> dict[str, int]:
+  """Bytes of the files that lie directly in a folder of a bucket, by name."""
+  here = os.fspath(folder).removeprefix("gs://")
+  try:
+    found = store().ls(os.fspath(folder), detail=True)
+  except FileNotFoundError:
+    return {}
+  files = {
+    entry["name"].removeprefix(f"{here}/"): entry["size"]
+    for entry in found
+    if entry["type"] == "file" and entry["name"].startswith(f"{here}/")
+  }
+  return {name: size for name, size in files.items() if name and "/" not in name}
+
+
+def size(place: pathlib.Path) -> int:
+  """Bytes of a file in a bucket; FileNotFoundError where there is none."""
+  return store().info(os.fspath(place))["size"]
+
+
+def total_size(folder: pathlib.Path) -> int:
+  """Bytes of all that is below a folder of a bucket."""
+  here = os.fspath(folder).removeprefix("gs://")
+  found = store().find(here, detail=True)
+  return sum(
+    entry["size"] for name, entry in found.items() if name.startswith(f"{here}/")
+  )
+
+
+def download(place: pathlib.Path, target: pathlib.Path) -> None:
+  """Copies a file in a bucket to a disk; FileNotFoundError where there is none."""
+  store().get_file(os.fspath(place), os.fspath(target))
+
+
 def modified(place: pathlib.Path) -> float:
   """When a file was last written: seconds since 1970 by the clock of where it is."""
   if is_remote(place):
