@@ -92,6 +92,7 @@ CASES = {
   "test_inputs_options.py::test_settings_of_jax_change_no_figure": ["x64"],
   "test_inputs_options.py::test_texts_on_terminals_pipes_and_in_files": [],
   "test_inputs_options.py::test_training_goes_on_under_other_settings": [],
+  "test_inputs_options.py::test_what_helps_to_debug_changes_no_figure": [],
   "test_inputs_options.py::test_zero_shot_files_do_not_collide": [],
   "test_inputs_outputs.py::test_a_picture_goes_into_what_is_open": [],
   "test_inputs_paths.py::test_a_checkpoint_in_any_folder": ["brackets"],
