@@ -188,6 +188,13 @@ def names(folder: pathlib.Path) -> list[str]:
   return sorted(name for name in found if not paths.is_fresh(name))
 
 
+def sizes(folder: pathlib.Path) -> dict[str, int]:
+  """Bytes of each file of a folder in a bucket by its name, from one listing."""
+  found = _store().ls(os.fspath(folder), detail=True)
+  files = {os.path.basename(f["name"]): f for f in found if f["type"] == "file"}
+  return {name: int(file["size"]) for name, file in files.items()}
+
+
 def finished(step: pathlib.Path) -> bool:
   """Whether the folder of a step is whole.
 
