@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from set_diffusion_jax.errors import Preempted, UserError
-from set_diffusion_jax.storage.checkpoint import Checkpoints, DamagedError
+from set_diffusion_jax.storage.checkpoint import Checkpoints
+from set_diffusion_jax.storage.saved import DamagedError, SavedStep
 from set_diffusion_jax.training.metrics import read_metrics
 from set_diffusion_jax.training.reporting import Journal
 from set_diffusion_jax.training.train import Run, train
@@ -86,8 +87,9 @@ def test_one_bit_of_every_parameter_counts(saved, tmp_path, monkeypatch):
   leaves = [leaf for _, leaf in found]
   assert {name.split("/")[0] for name in names} >= {"params", "ema", "optimizer"}
   rng = np.random.default_rng(0)
-  meta = checkpoints.restore_meta(6)
-  checkpoints._check(6, meta, whole, "")
+  step = SavedStep(origin / "checkpoints" / "6")
+  meta = step.meta()
+  step.check(meta, whole, "")
   for i, (name, leaf) in enumerate(zip(names, leaves, strict=True)):
     is_key = jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key)
     value = np.array(jax.random.key_data(leaf) if is_key else leaf)
@@ -97,7 +99,7 @@ def test_one_bit_of_every_parameter_counts(saved, tmp_path, monkeypatch):
     other = jax.device_put(other, leaf.sharding)
     changed = jax.tree.unflatten(tree, [*leaves[:i], other, *leaves[i + 1 :]])
     with pytest.raises(DamagedError, match=f"{name} is not what was saved"):
-      checkpoints._check(6, meta, changed, "")
+      step.check(meta, changed, "")
 
 
 def test_no_step_is_whole(saved, tmp_path):

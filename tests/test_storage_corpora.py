@@ -16,7 +16,7 @@ from set_diffusion_jax import cli, data
 from set_diffusion_jax.config import DataConfig
 from set_diffusion_jax.data import records
 from set_diffusion_jax.errors import UserError
-from set_diffusion_jax.storage import places
+from set_diffusion_jax.storage import folders, places
 from set_diffusion_jax.training.train import train
 from tests import buckets, jobs, tiny
 from tests.test_storage_runs import rows
@@ -53,7 +53,7 @@ def both(tmp_path_factory):
     if kind == "text":
       disk = dataclasses.replace(disk, streaming=True)
     target = places.path(buckets.fresh())
-    places.upload(folder / kind, target)
+    folders.upload(folder / kind, target)
     assert places.exists(target / SHARD)
     found[kind] = disk, dataclasses.replace(disk, directory=str(target))
   return found
@@ -62,7 +62,7 @@ def both(tmp_path_factory):
 def copied(corpus):
   """The same corpus elsewhere in the bucket, to be changed, and where that is."""
   target = places.path(buckets.fresh())
-  places.upload(places.fetch(places.path(corpus.directory)), target)
+  folders.upload(folders.fetch(places.path(corpus.directory)), target)
   return dataclasses.replace(corpus, directory=str(target)), target
 
 
@@ -134,7 +134,7 @@ def test_damage_is_found_as_on_a_disk(both):
   good = places.read_bytes(folder / SHARD)
   places.write_text(folder / SHARD, good[:-1])
   refused(load, where, f"{SHARD} has {len(good) - 1} bytes, must have {len(good)}")
-  places.remove(folder / SHARD)
+  folders.remove(folder / SHARD)
   refused(load, f"{where}{SHARD}: No such file or directory")
   changed = bytearray(good)
   changed[100] ^= 1
@@ -152,7 +152,7 @@ def test_damage_is_found_as_on_a_disk(both):
   refused(load, where, "tokenizer.json")
   places.write_text(folder / "manifest.json", "{")
   refused(load, f"{where}its manifest.json is damaged")
-  places.remove(folder / "manifest.json")
+  folders.remove(folder / "manifest.json")
   refused(load, where, "has no manifest.json; nothing was prepared there")
   places.write_text(folder / "plan.json", "{}")
   refused(load, where, "is not finished")
@@ -161,7 +161,7 @@ def test_damage_is_found_as_on_a_disk(both):
 def test_a_shard_that_goes_away_is_not_called_damaged(both):
   bucket, folder = copied(both["tokens"][1])
   corpus = data.load(bucket)
-  places.remove(folder / SHARD)
+  folders.remove(folder / SHARD)
   every = lambda: corpus.train.batch(range(len(corpus.train)))
   refused(every, "a shard cannot be read, the store says: Not Found")
 

@@ -10,8 +10,9 @@ import pytest
 from set_diffusion_jax import processes
 from set_diffusion_jax.errors import UserError
 from set_diffusion_jax.storage import faults
-from set_diffusion_jax.storage.checkpoint import Checkpoints, DamagedError
+from set_diffusion_jax.storage.checkpoint import Checkpoints
 from set_diffusion_jax.storage.faults import retried, unread
+from set_diffusion_jax.storage.saved import DamagedError
 from set_diffusion_jax.training.train import Run, train
 from tests.test_train import config
 

@@ -9,7 +9,7 @@ import fsspec
 import pytest
 
 from set_diffusion_jax.errors import UserError
-from set_diffusion_jax.storage import places
+from set_diffusion_jax.storage import folders, places, steps
 from tests import buckets
 
 
@@ -35,8 +35,8 @@ def test_files_are_written_listed_and_removed(folder):
   places.write_text(folder / "b.txt", "änderung")
   assert places.read_bytes(folder / "b.txt").decode() == "änderung"
   assert abs(places.modified(folder / "b.txt") - time.time()) < 60
-  places.remove(folder / "sub")
-  places.remove(folder / "sub")
+  folders.remove(folder / "sub")
+  folders.remove(folder / "sub")
   assert places.names(folder) == ["b.txt", "sub.txt"]
   with pytest.raises(FileNotFoundError):
     places.read_bytes(folder / "sub/c.txt")
@@ -54,9 +54,9 @@ def test_one_of_many_creates_a_file(folder):
 
 def test_a_folder_is_moved(folder):
   make(folder, "3/state/a", "3/meta/b", "3/commit_success.txt", "30/a")
-  assert places.finished(folder / "3")
-  places.move(folder / "3", folder / "damaged")
-  assert not places.finished(folder / "3")
+  assert steps.finished(folder / "3")
+  folders.move(folder / "3", folder / "damaged")
+  assert not steps.finished(folder / "3")
   assert places.names(folder) == ["30", "damaged"]
   assert places.names(folder / "damaged") == ["commit_success.txt", "meta", "state"]
   assert places.read_bytes(folder / "damaged/state/a") == b"3/state/a"
@@ -76,21 +76,21 @@ def test_a_move_that_is_cut_short_leaves_an_unfinished_step(monkeypatch):
 
     context.setattr(store, "cp_file", copy_one)
     with pytest.raises(KeyboardInterrupt):
-      places.move(folder / "3", folder / "damaged")
-  assert not places.finished(folder / "3") and places.names(folder) == ["3"]
+      folders.move(folder / "3", folder / "damaged")
+  assert not steps.finished(folder / "3") and places.names(folder) == ["3"]
 
 
 def test_there_and_back(tmp_path):
   target = places.path(buckets.fresh()) / "copy"
   make(tmp_path, "x/a", "x/sub/b", "x/commit_success.txt")
-  places.upload(tmp_path / "x", target)
-  local = places.fetch(target)
+  folders.upload(tmp_path / "x", target)
+  local = folders.fetch(target)
   found = {str(f.relative_to(local)): f.read_text() for f in local.rglob("*.*")}
   assert found == {"commit_success.txt": "x/commit_success.txt"}
   assert (local / "sub/b").read_text() == "x/sub/b"
-  assert places.fetch(target / "a").read_text() == "x/a"
+  assert folders.fetch(target / "a").read_text() == "x/a"
   with pytest.raises(FileNotFoundError):
-    places.fetch(target / "b")
+    folders.fetch(target / "b")
 
 
 def test_another_process_is_seen():

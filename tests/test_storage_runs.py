@@ -13,7 +13,7 @@ import pytest
 from set_diffusion_jax.cli import main
 from set_diffusion_jax.convert import convert, describe
 from set_diffusion_jax.errors import UserError
-from set_diffusion_jax.storage import places
+from set_diffusion_jax.storage import folders, places, steps
 from set_diffusion_jax.storage.checkpoint import Checkpoints
 from set_diffusion_jax.training.metrics import read_metrics
 from set_diffusion_jax.training.train import Run, train
@@ -52,7 +52,7 @@ def saved(on_disk):
 def copied(saved):
   """The same run elsewhere in the bucket."""
   target = places.path(buckets.fresh())
-  places.upload(places.fetch(saved), target)
+  folders.upload(folders.fetch(saved), target)
   return target
 
 
@@ -60,7 +60,7 @@ def test_a_run_equals_that_on_a_disk(on_disk, saved):
   disk, c = on_disk
   assert rows(saved) == rows(disk)
   assert_identical(final(c, saved), final(c, disk))
-  assert places.steps(saved / "checkpoints") == [2, 4, 6]
+  assert steps.numbers(saved / "checkpoints") == [2, 4, 6]
   inside = ["checkpoints", "config.json", "metrics.jsonl", "tensorboard"]
   assert places.names(saved) == inside
   (events,) = places.names(saved / "tensorboard")
@@ -72,19 +72,20 @@ def test_a_run_equals_that_on_a_disk(on_disk, saved):
 def test_a_damaged_step_is_set_aside_and_a_torn_one_is_not(on_disk, saved):
   disk, c = on_disk
   target, run = copied(saved), Run.build(c)
-  steps = target / "checkpoints"
-  places.remove(steps / "6" / places.MARKER)
-  assert places.steps(steps) == [2, 4]
-  places.write_text(steps / "4/meta/metadata", "{")
-  found = Checkpoints(steps).restore_newest(run.abstract_state(), run.batches())
+  checkpoints = target / "checkpoints"
+  folders.remove(checkpoints / "6" / steps.MARKER)
+  assert steps.numbers(checkpoints) == [2, 4]
+  places.write_text(checkpoints / "4/meta/metadata", "{")
+  found = Checkpoints(checkpoints).restore_newest(run.abstract_state(), run.batches())
   assert found.step == 2
   (line,) = found.news
-  assert f"{steps}/4: is damaged" in line and f"moved to {target}/damaged/4" in line
-  assert places.steps(steps) == [2] and places.finished(target / "damaged/4")
+  assert f"{checkpoints}/4: is damaged" in line
+  assert f"moved to {target}/damaged/4" in line
+  assert steps.numbers(checkpoints) == [2] and steps.finished(target / "damaged/4")
   train(c, target)
   assert rows(target) == rows(disk)
   assert_identical(final(c, target), final(c, disk))
-  assert places.steps(steps) == [2, 4, 6]
+  assert steps.numbers(checkpoints) == [2, 4, 6]
 
 
 def test_another_run_is_refused(saved, tmp_path):
@@ -117,7 +118,7 @@ def test_killed_runs_go_on_as_if_nothing_had_been(tmp_path, kills):
     process = subprocess.Popen(command, cwd=jobs.ROOT, env=jobs.environment(4))
     after = 4 * kill + 3
     deadline = time.monotonic() + jobs.TIMEOUT
-    while max(places.steps(target / "checkpoints"), default=0) < after:
+    while max(steps.numbers(target / "checkpoints"), default=0) < after:
       assert process.poll() is None and time.monotonic() < deadline
       time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
@@ -156,13 +157,13 @@ def test_what_convert_wrote_is_whole_in_a_bucket(tmp_path):
   target = places.path(buckets.fresh())
   published = jobs.ROOT / "tests/reference/models/setdlm_dit"
   convert(published, tmp_path / "orbax")
-  places.upload(tmp_path / "orbax", target / "orbax")
-  (step,) = places.steps(target / "orbax/checkpoints")
+  folders.upload(tmp_path / "orbax", target / "orbax")
+  (step,) = steps.numbers(target / "orbax/checkpoints")
   report = convert(target / "orbax", tmp_path / "pytorch")
   assert str(report.source) == f"{target}/orbax"
   card = (tmp_path / "pytorch/README.md").read_text()
   assert f"from {target}/orbax/checkpoints/{step}" in card
-  places.upload(tmp_path / "pytorch", target / "pytorch")
+  folders.upload(tmp_path / "pytorch", target / "pytorch")
   ours, theirs = describe(target / "pytorch"), describe(published)
   assert ours["path"] == f"{target}/pytorch"
   assert ours["parameters"] == theirs["parameters"]
@@ -177,11 +178,11 @@ def test_checkpoints_that_are_not_there(saved):
   with pytest.raises(UserError, match=r"^gs://\S+/5: has no finished .* of step 5$"):
     read_weights(saved / "checkpoints/5")
   target = places.path(buckets.fresh())
-  places.upload(places.fetch(saved, ("config.json", "checkpoints/2")), target)
-  places.remove(target / "checkpoints/2" / places.MARKER)
+  folders.upload(folders.fetch(saved, ("config.json", "checkpoints/2")), target)
+  folders.remove(target / "checkpoints/2" / steps.MARKER)
   with pytest.raises(UserError, match=r"^gs://\S+: has no checkpoint yet$"):
     read_weights(target)
-  places.write_text(target / "checkpoints/2" / places.MARKER, "")
+  places.write_text(target / "checkpoints/2" / steps.MARKER, "")
   places.write_text(target / "checkpoints/2/meta/metadata", "{")
   with pytest.raises(UserError, match=rf"^{target}/checkpoints/2: is damaged"):
     read_weights(target)

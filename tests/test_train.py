@@ -1,5 +1,6 @@
 """Training: exact resume, independence of mesh and micro-batches, diverged runs."""
 
+import dataclasses
 import functools
 import json
 import platform
@@ -17,7 +18,8 @@ import tensorboardX.proto.event_pb2 as event_pb2
 from set_diffusion_jax.config import Config
 from set_diffusion_jax.diffusion.draws import training_keys
 from set_diffusion_jax.errors import NonFiniteError, UserError
-from set_diffusion_jax.storage.checkpoint import FORMAT_VERSION, Checkpoints
+from set_diffusion_jax.storage.checkpoint import Checkpoints
+from set_diffusion_jax.storage.saved import FORMAT_VERSION
 from set_diffusion_jax.training import state, step
 from set_diffusion_jax.training import train as module
 from set_diffusion_jax.training.metrics import read_metrics
@@ -325,7 +327,7 @@ def test_latest_and_best_checkpoints_are_kept(tmp_path, monkeypatch):
     found = evaluator(self, params, **more)
     quality = found.likelihood
     scale = next(figures) / quality.nats_per_token
-    ranked = module.dataclasses.replace(quality, nats=quality.nats * scale)
+    ranked = dataclasses.replace(quality, nats=quality.nats * scale)
     return found._replace(likelihood=ranked)
 
   monkeypatch.setattr(module.Evaluator, "run", ranked)

@@ -22,8 +22,8 @@ from set_diffusion_jax.convert.tensors import WEIGHT_DTYPES, read_json
 from set_diffusion_jax.errors import UserError
 from set_diffusion_jax.inputs.names import check_tree, shown
 from set_diffusion_jax.inputs.paths import Opened
-from set_diffusion_jax.storage.checkpoint import FORMAT_VERSION, check_version
-from set_diffusion_jax.storage.places import MARKER
+from set_diffusion_jax.storage.saved import FORMAT_VERSION, check_version
+from set_diffusion_jax.storage.steps import MARKER
 
 _TREE = "_METADATA"
 # A step's parameters may take so many times the bytes of its files, as zeros shrink to

@@ -11,36 +11,29 @@ last. So a step is whole or not there; checksums of all values tell what has cha
 since.
 """
 
-import contextlib
 import pathlib
-from collections.abc import Callable
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import jax
 import orbax.checkpoint as ocp
-from etils import epath
 from orbax.checkpoint import checkpoint_managers as policies
 
 from set_diffusion_jax import processes
 from set_diffusion_jax.errors import NonFiniteError, Preempted, UserError
-from set_diffusion_jax.inputs.names import part, shown
 from set_diffusion_jax.inputs.paths import Opened
-from set_diffusion_jax.inputs.records import parse_json
-from set_diffusion_jax.storage import event_loops, places, refusals
+from set_diffusion_jax.storage import folders, places, steps
 from set_diffusion_jax.storage.checksums import checksums
-from set_diffusion_jax.storage.faults import retried, unread
+from set_diffusion_jax.storage.saved import (
+  FORMAT_VERSION,
+  DamagedError,
+  SavedStep,
+  agreed,
+)
 
-T = TypeVar("T")
-
-FORMAT_VERSION = 3
 _METRIC = "nats_per_token"
 # Arrays are stored in parts of at most this size, so that a part of a large parameter
 # can be read without all of it.
 _CHUNK = ocp.SaveArgs(chunk_byte_size=64 * 2**20)
-
-
-class DamagedError(UserError):
-  """A step is incomplete, cannot be decoded, or holds other values than were saved."""
 
 
 class Restored(NamedTuple):
@@ -112,7 +105,7 @@ class Checkpoints:
   @property
   def steps(self) -> list[int]:
     """Finished checkpoints, ascending."""
-    return places.steps(self.folder)
+    return steps.numbers(self.folder)
 
   def save(self, step: int, state, data, meta: dict, nats_per_token: float | None):
     """Starts saving a step; returns before it is on disk.
@@ -156,15 +149,17 @@ class Checkpoints:
 
   def _load(self, step: int, state):
     """State, meta and data position of a whole step; the errors of `restore`."""
+    saved = self._saved(step)
 
     def read():
-      meta = self.restore_meta(step)
+      meta = saved.meta()
       args = ocp.args.StandardRestore(state)
-      restored = self._read(step, "state", ocp.StandardCheckpointHandler(), args)
-      return restored, meta, self._read_json(step, "data")
+      restored = saved.read("state", ocp.StandardCheckpointHandler(), args)
+      position = saved.read("data", ocp.JsonCheckpointHandler(), ocp.args.JsonRestore())
+      return restored, meta, position
 
-    restored, meta, position = _agreed(read)
-    self._check(step, meta, restored, "")
+    restored, meta, position = agreed(read)
+    saved.check(meta, restored, "")
     return restored, meta, position
 
   def restore_newest(self, state, data) -> Restored | None:
@@ -199,7 +194,7 @@ class Checkpoints:
         aside.mkdir(exist_ok=True)
       number = sum(name.startswith(f"{step}") for name in places.names(aside))
       target = aside / (f"{step}.{number}" if number else f"{step}")
-      places.move(self.folder / str(step), target)
+      folders.move(self.folder / str(step), target)
       news.append(f"WARNING: {line}; moved to {target}, an older step is used")
     return news
 
@@ -208,17 +203,7 @@ class Checkpoints:
 
     Otherwise the errors of `restore`.
     """
-    path = self.folder / str(step)
-    file = path / "meta" / "metadata"
-    try:
-      file = file if places.is_remote(file) else part(file, path)
-      meta = parse_json(retried(lambda: places.read_bytes(file)), "meta")
-      if not isinstance(meta, dict):
-        raise UserError("meta: must be a JSON object")
-    except (OSError, UserError) as error:
-      raise _failure(path, error) from error
-    check_version(meta, f"checkpoint step {step}")
-    return meta
+    return self._saved(step).meta()
 
   def restore_weights(self, step: int, meta: dict, name: str, params) -> dict:
     """Only `params` or `ema` of a step, laid out as the abstract `params`.
@@ -238,108 +223,14 @@ class Checkpoints:
       restore_args=ocp.checkpoint_utils.construct_restore_args(partial),
       partial_restore=True,
     )
-    read = lambda: self._read(step, "state", ocp.PyTreeCheckpointHandler(), args)
-    weights = _agreed(read)[name]
-    self._check(step, meta, weights, f"{name}/")
+    saved = self._saved(step)
+    read = lambda: saved.read("state", ocp.PyTreeCheckpointHandler(), args)
+    weights = agreed(read)[name]
+    saved.check(meta, weights, f"{name}/")
     return weights
 
-  def _read_json(self, step: int, name: str) -> dict:
-    return self._read(step, name, ocp.JsonCheckpointHandler(), ocp.args.JsonRestore())
-
-  def _read(self, step: int, name: str, handler, args):
-    """One item of a step, as this process reads it; the errors of `restore`.
-
-    The handlers are used by themselves: a checkpoint manager would let the other
-    processes wait for one that failed.
-    """
-    path = self.folder / str(step)
-
-    def once():
-      with _opened(path) as opened, event_loops.orderly():
-        return handler.restore(epath.Path(opened / name), args=args)
-
-    try:
-      return retried(once)
-    except jax.errors.JaxRuntimeError:  # out of memory is no damage
-      raise
-    except Exception as error:  # Orbax raises just that, among others
-      raise _failure(path, error) from error
-    finally:
-      handler.close()
-
-  def _check(self, step: int, meta: dict, tree, prefix: str) -> None:
-    """DamagedError unless a tree has the checksums of the parameters after a prefix.
-
-    All processes compute them together, and come to one verdict.
-    """
-    stored = meta.get("checksums")
-    if stored is None:  # a converted checkpoint
-      return
-    where = self.folder / str(step)
-    sums = jax.device_get(checksums(tree))
-
-    def compare():
-      if not isinstance(stored, dict):
-        raise DamagedError(f"{where}: is damaged (checksums must be numbers by name)")
-      for name, value in sums.items():
-        if stored.get(prefix + name) != int(value):
-          what = f"{prefix}{name} is not what was saved"
-          raise DamagedError(f"{where}: is damaged ({what})")
-
-    _agreed(compare)
-
-
-def _failure(path: pathlib.Path, error: Exception) -> UserError:
-  """What a step that was not read is: damaged on evidence about its bytes only."""
-  if places.is_remote(path) and (refusal := refusals.refusal(error)):
-    return UserError(f"{path}: {refusal}")
-  reason = unread(error)
-  if reason is not None:
-    return UserError(
-      f"{path}: cannot be read ({reason}); it may be whole, so try again once the disk "
-      "or the network is well"
-    )
-  reason = str(error).strip().splitlines()[0][:160] if str(error) else repr(error)
-  return DamagedError(f"{path}: is damaged or incomplete ({reason})")
-
-
-def _agreed(act: Callable[[], T]) -> T:
-  """What `act` returns here, if it does so in all processes.
-
-  Raises:
-    UserError: `act` raised it in some process, in all of them then: one that is no
-      DamagedError if there is one, as a step that one cannot read may be whole.
-  """
-  result, verdict = None, None
-  try:
-    result = act()
-  except UserError as error:
-    verdict = [isinstance(error, DamagedError), str(error)]
-  found = [each for each in processes.gather(verdict) if each is not None]
-  if found:
-    damaged, line = min(found, key=lambda each: each[0])
-    raise (DamagedError if damaged else UserError)(line)
-  return result
-
-
-@contextlib.contextmanager
-def _opened(folder: pathlib.Path):
-  """A folder under a name that every library takes for what it is."""
-  if places.is_remote(folder):
-    yield folder
-  else:
-    with Opened(folder) as opened:
-      yield opened.path
-
-
-def check_version(meta: dict, where: str) -> None:
-  """UserError if another format version wrote a step's `meta`; `where` names it."""
-  version = meta.get("format_version")
-  if type(version) is not int or version != FORMAT_VERSION:
-    raise UserError(
-      f"{where}: format version {shown(str(version), 40)}, this code reads "
-      f"{FORMAT_VERSION}"
-    )
+  def _saved(self, step: int) -> SavedStep:
+    return SavedStep(self.folder / str(step))
 
 
 def abstract(tree, shardings):

@@ -11,11 +11,12 @@ import os
 import pathlib
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import NamedTuple
 
-from set_diffusion_jax.errors import DiskError, UserError, disk_reason
+from set_diffusion_jax.errors import UserError
 from set_diffusion_jax.inputs.names import shown
+from set_diffusion_jax.storage.hub_refusals import RIGHT, Silent, explained
 
 SCHEME = "hf://"
 _LONGEST = 96  # characters of ORG and of NAME
@@ -23,9 +24,6 @@ _LONGEST_REVISION = 200
 _PART = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_])?")
 _REVISION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_./-]*")
 _TIMEOUT = 10  # seconds that the server has to answer the first question
-_CLIENTS = ("requests", "httpx", "httpx2")  # of the versions of huggingface_hub
-_RIGHT = f"must be {SCHEME}ORG/NAME or {SCHEME}ORG/NAME@REVISION"
-_LOG_IN = "log in with `hf auth login` or set HF_TOKEN"
 # Of the server itself, or of the owner.
 _NO_FILES = (".gitattributes", "README.md")
 
@@ -58,14 +56,14 @@ def address(url: str) -> Address:
   where = shown(url)
   if len(parts) != 2 or not all(map(_PART.fullmatch, parts)):
     why = "ORG and NAME have letters, digits and _.- inside"
-    raise UserError(f"{where}: {_RIGHT}; {why}")
+    raise UserError(f"{where}: {RIGHT}; {why}")
   if max(map(len, parts)) > _LONGEST:
     raise UserError(f"{where}: ORG and NAME must have at most {_LONGEST} characters")
   if "--" in repository or ".." in repository or repository.endswith(".git"):
     raise UserError(f"{where}: no repository has -- or .. in its name or ends in .git")
   if at and not _is_revision(revision):
     right = "REVISION must be a branch, a tag or a commit of 40 digits"
-    raise UserError(f"{where}: {_RIGHT}; {right}")
+    raise UserError(f"{where}: {RIGHT}; {right}")
   return Address(repository, revision if at else None)
 
 
@@ -103,7 +101,7 @@ class Snapshot:
     Raises:
       UserError: a file cannot be fetched, or the cache has no such commit.
     """
-    with _explained(self._hub, self._url, self._address, self._unreached):
+    with explained(self._hub, self._url, self._address, self._unreached):
       folder = self._hub.snapshot_download(
         self._address.repository,
         revision=self._commit,
@@ -127,7 +125,7 @@ def check_destination(url: str) -> None:
   """
   place = _destination(url)
   hub = _library(url)
-  with _explained(hub, url, place):
+  with explained(hub, url, place):
     api = hub.HfApi()
     with contextlib.suppress(hub.errors.RepositoryNotFoundError):
       _check_free(url, api.model_info(place.repository, timeout=_TIMEOUT))
@@ -153,7 +151,7 @@ def upload(url: str, folder: pathlib.Path) -> str:
   """
   place = _destination(url)
   hub = _library(url)
-  with _explained(hub, url, place):
+  with explained(hub, url, place):
     api = hub.HfApi()
     api.create_repo(place.repository, private=True, exist_ok=True)
     info = api.model_info(place.repository, timeout=_TIMEOUT)
@@ -208,93 +206,11 @@ def _unreached(hub, url: str, place: Address) -> str | None:
   if hub.constants.HF_HUB_OFFLINE:
     return "HF_HUB_OFFLINE is set"
   try:
-    with _explained(hub, url, place):
+    with explained(hub, url, place):
       hub.HfApi().model_info(
         place.repository, revision=place.revision, timeout=_TIMEOUT
       )
-  except _Silent as silent:
+  except Silent as silent:
     print(f"{url}: {silent.reason}; the cache is read", file=sys.stderr)
     return silent.reason
   return None
-
-
-class _Silent(UserError):
-  """The server was not reached, or is out of order."""
-
-  def __init__(self, url: str, reason: str):
-    super().__init__(f"{url}: {reason}; try again later")
-    self.reason = reason
-
-
-@contextlib.contextmanager
-def _explained(hub, url: str, place: Address, unreached: str | None = None) -> Iterator:
-  """What goes wrong on the way to the server or there, as one line for the user.
-
-  Args:
-    hub: huggingface_hub.
-    url: as it was given.
-    place: what it says.
-    unreached: why the server is not asked at all.
-  """
-  try:
-    yield
-  except UserError:
-    raise
-  except Exception as error:
-    server = hub.constants.ENDPOINT
-    raise _mistake(hub, error, url, place, unreached, server) from None
-
-
-def _mistake(hub, error, url, place, unreached, server) -> UserError:
-  """The line for an error of huggingface_hub; any other error is raised again."""
-  errors = hub.errors
-  if type(error) is RuntimeError and error.__cause__ is not None:  # of an upload
-    return _mistake(hub, error.__cause__, url, place, unreached, server)
-  if isinstance(error, errors.GatedRepoError):
-    terms = f"accept its terms at {server}/{place.repository}"
-    return UserError(f"{url}: is a gated repository; {terms}, and {_LOG_IN}")
-  if isinstance(error, errors.RepositoryNotFoundError):
-    private = f"look at the name, or {_LOG_IN} if it is private"
-    return UserError(f"{url}: {server} has no such repository; {private}")
-  if isinstance(error, errors.RevisionNotFoundError):
-    right = "give a branch, a tag or a commit that it has"
-    return UserError(f"{url}: has no revision {place.revision or 'main'}; {right}")
-  if isinstance(error, errors.HFValidationError):
-    return UserError(f"{url}: {_RIGHT}")
-  if isinstance(error, errors.LocalTokenNotFoundError):
-    return UserError(f"{url}: there is no token to write with; {_LOG_IN}")
-  if isinstance(error, errors.LocalEntryNotFoundError):
-    why = unreached or f"{server} does not answer"
-    right = "fetch it once while the hub can be reached"
-    return UserError(f"{url}: is not whole in the hub's cache, and {why}; {right}")
-  if isinstance(error, errors.HfHubHTTPError):
-    return _answer(url, server, error.response.status_code)
-  if isinstance(error, errors.OfflineModeIsEnabled):
-    return UserError(f"{url}: HF_HUB_OFFLINE is set; it must not be, to write there")
-  return _fault(hub, error, url, server)
-
-
-def _fault(hub, error, url, server) -> UserError:
-  """The same, of a disk and of the way to the server."""
-  reason = disk_reason(error)
-  if reason is not None:
-    return DiskError(f"{url}: the hub's cache, {hub.constants.HF_HUB_CACHE}: {reason}")
-  if isinstance(error, OSError) and error.filename is not None:
-    return UserError(f"{url}: {error.filename}: {error.strerror}")
-  if type(error).__module__.split(".")[0] in _CLIENTS:
-    return _Silent(url, f"{server} was not reached ({type(error).__name__})")
-  raise error
-
-
-def _answer(url: str, server: str, code: int) -> UserError:
-  """What a refusal of the server means, by its HTTP code."""
-  if code == 401:
-    return UserError(f"{url}: {server} does not accept the token (401); {_LOG_IN}")
-  if code == 403:
-    right = "use a token that has the right to do this"
-    return UserError(f"{url}: {server} forbids it (403); {right}")
-  if code in (409, 412):
-    return UserError(f"{url}: was changed by somebody else meanwhile; look what it has")
-  if code == 429 or code >= 500:
-    return _Silent(url, f"{server} is out of order or overloaded ({code})")
-  return UserError(f"{url}: {server} answered with code {code}")

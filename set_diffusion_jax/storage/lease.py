@@ -17,7 +17,7 @@ import socket
 import threading
 
 from set_diffusion_jax.errors import UserError
-from set_diffusion_jax.storage import places, refusals
+from set_diffusion_jax.storage import folders, places, refusals
 
 FOLDER = ".lease"
 HEARTBEAT = 15.0  # seconds
@@ -79,10 +79,10 @@ class Lease:
       others = [number for number in _numbers(self._folder) if number != last + 1]
       if last + 1 > max(others, default=0):
         break
-      places.remove(file)  # others came and went meanwhile, and one of them is there
+      folders.remove(file)  # others came and went meanwhile, and one of them is there
     self._number = last + 1
     for number in others:
-      places.remove(self._file(number))
+      folders.remove(self._file(number))
     self._heart = threading.Thread(target=self._beat, name="lease", daemon=True)
     self._heart.start()
     return news
@@ -125,7 +125,7 @@ class Lease:
     try:
       return places.modified(probe) - modified
     finally:
-      places.remove(probe)
+      folders.remove(probe)
 
   def _beat(self) -> None:
     file = self._file(self._number)

@@ -6,24 +6,18 @@ objects with slashes in their names; an object appears whole or not at all, and 
 be appended to or renamed.
 """
 
-import atexit
 import errno
-import functools
 import os
 import pathlib
 import re
 import secrets
-import shutil
-import tempfile
 
 from etils import epath
 
 from set_diffusion_jax.errors import UserError
 from set_diffusion_jax.inputs import paths
-from set_diffusion_jax.inputs.names import step_number
 from set_diffusion_jax.storage.refusals import explained
 
-MARKER = "commit_success.txt"  # Orbax writes it last, into every step that is whole
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _EXAMPLES = {
   "disk": "a path",
@@ -91,7 +85,7 @@ def is_remote(place: str | os.PathLike) -> bool:
   return os.fspath(place).startswith("gs://")
 
 
-def _store():
+def store():
   """The file system of buckets, the same that epath has.
 
   Raises:
@@ -114,7 +108,7 @@ def absolute(place: pathlib.Path) -> pathlib.Path:
 def read_bytes(place: pathlib.Path) -> bytes:
   """What a file holds; FileNotFoundError where there is none."""
   if is_remote(place):
-    return _store().cat_file(os.fspath(place))
+    return store().cat_file(os.fspath(place))
   return paths.file_content(place)
 
 
@@ -122,7 +116,7 @@ def write_text(place: pathlib.Path, content: str | bytes) -> None:
   """Writes a file whole or not at all; text as UTF-8."""
   if is_remote(place):
     data = content.encode() if isinstance(content, str) else content
-    _store().pipe_file(os.fspath(place), data)
+    store().pipe_file(os.fspath(place), data)
   else:
     paths.write_whole(place, content)
 
@@ -134,7 +128,7 @@ def create(place: pathlib.Path, content: str) -> bool:
   """
   if is_remote(place):
     try:
-      _store().pipe_file(os.fspath(place), content.encode(), mode="create")
+      store().pipe_file(os.fspath(place), content.encode(), mode="create")
     except FileExistsError:
       return False
     return True
@@ -165,7 +159,7 @@ def _create_in_place(place: pathlib.Path, content: str) -> bool:
 
 def exists(place: pathlib.Path) -> bool:
   """Whether there is a file, or anything below a folder of this name."""
-  return _store().exists(os.fspath(place)) if is_remote(place) else place.exists()
+  return store().exists(os.fspath(place)) if is_remote(place) else place.exists()
 
 
 def names(folder: pathlib.Path) -> list[str]:
@@ -175,7 +169,7 @@ def names(folder: pathlib.Path) -> list[str]:
   """
   if is_remote(folder):
     try:
-      found = _store().ls(os.fspath(folder), detail=False)
+      found = store().ls(os.fspath(folder), detail=False)
     except FileNotFoundError:
       return []
     inside = os.fspath(folder).removeprefix("gs://") + "/"
@@ -190,115 +184,16 @@ def names(folder: pathlib.Path) -> list[str]:
 
 def sizes(folder: pathlib.Path) -> dict[str, int]:
   """Bytes of each file of a folder in a bucket by its name, from one listing."""
-  found = _store().ls(os.fspath(folder), detail=True)
+  found = store().ls(os.fspath(folder), detail=True)
   files = {os.path.basename(f["name"]): f for f in found if f["type"] == "file"}
   return {name: int(file["size"]) for name, file in files.items()}
-
-
-def finished(step: pathlib.Path) -> bool:
-  """Whether the folder of a step is whole.
-
-  On a disk it is renamed into place when it is; in a bucket a marker is written last.
-  """
-  return exists(step / MARKER) if is_remote(step) else os.path.lexists(step)
-
-
-def steps(folder: pathlib.Path) -> list[int]:
-  """Numbers of the finished steps of a folder of checkpoints, ascending."""
-  if is_remote(folder):
-    found = names(folder)
-  else:
-    found = [place.name for place in folder.glob("*")]
-  numbers = {name: step_number(name) for name in found}
-  return sorted(
-    number
-    for name, number in numbers.items()
-    if number is not None and finished(folder / name)
-  )
 
 
 def modified(place: pathlib.Path) -> float:
   """When a file was last written: seconds since 1970 by the clock of where it is."""
   if is_remote(place):
-    return _store().modified(os.fspath(place)).timestamp()
+    return store().modified(os.fspath(place)).timestamp()
   return place.stat().st_mtime
-
-
-def remove(place: pathlib.Path) -> None:
-  """Removes a file, or a folder with all that is in it; nothing if it is not there."""
-  if is_remote(place):
-    _each(place, lambda store, name: store.rm_file(name))
-  elif place.is_dir() and not place.is_symlink():
-    shutil.rmtree(place)
-  else:
-    place.unlink(missing_ok=True)
-
-
-def move(source: pathlib.Path, target: pathlib.Path) -> None:
-  """Moves a folder or a file within a store to where nothing is.
-
-  In a bucket the marker of a step goes first, so that one whose move is cut short is
-  unfinished at its old place.
-  """
-  if not is_remote(source):
-    os.replace(source, target)
-    return
-  start, end = (os.fspath(place).removeprefix("gs://") for place in (source, target))
-
-  def one(store, name: str) -> None:
-    store.cp_file(name, end + name.removeprefix(start))
-    store.rm_file(name)
-
-  _each(source, one)
-
-
-def _each(place: pathlib.Path, act) -> None:
-  """Calls `act` with the store and every object of a path, markers first."""
-  store, here = _store(), os.fspath(place).removeprefix("gs://")
-  found = [n for n in store.find(here) if n == here or n.startswith(f"{here}/")]
-  step_first = lambda name: (not name.endswith(f"/{MARKER}"), name.count("/"), name)
-  for name in sorted(found, key=step_first):
-    act(store, name)
-
-
-def upload(folder: pathlib.Path, target: pathlib.Path) -> None:
-  """Copies all files of a folder on a disk into a bucket, the marker of a step last."""
-  store = _store()
-  files = [path for path in folder.rglob("*") if path.is_file()]
-  last = lambda path: (path.name == MARKER, -len(path.parts), path)
-  for file in sorted(files, key=last):
-    store.put_file(str(file), os.fspath(target / file.relative_to(folder).as_posix()))
-
-
-@functools.cache
-def fetch(source: pathlib.Path, parts: tuple[str, ...] = ("",)) -> pathlib.Path:
-  """A copy on this disk of a folder or a file in a bucket, until the process ends.
-
-  Args:
-    source: the folder or file.
-    parts: only these files and folders of a folder; those that are not there are
-      left out.
-
-  Raises:
-    FileNotFoundError: there is none.
-  """
-  store, here = _store(), os.fspath(source).removeprefix("gs://")
-  found = []
-  for part in parts:
-    there = f"{here}/{part}" if part else here
-    inside = lambda name, there=there: name == there or name.startswith(f"{there}/")
-    found += filter(inside, store.find(there))
-  if not found:
-    raise FileNotFoundError(os.fspath(source))
-  kept = tempfile.mkdtemp(prefix="set-diffusion-")
-  atexit.register(shutil.rmtree, kept, ignore_errors=True)
-  place = pathlib.Path(kept) / source.name
-  for name in found:
-    target = pathlib.Path(f"{place}{name.removeprefix(here)}")
-    if not name.endswith("/"):
-      target.parent.mkdir(parents=True, exist_ok=True)
-      store.get_file(name, str(target))
-  return place
 
 
 def reach(place: pathlib.Path, option: str) -> None:
@@ -310,7 +205,7 @@ def reach(place: pathlib.Path, option: str) -> None:
   if is_remote(place):
     with explained(f"{option}={place}"):
       try:
-        _store().find(f"{os.fspath(place)}/config.json")
+        store().find(f"{os.fspath(place)}/config.json")
       except FileNotFoundError:  # otherwise it is an empty list
         bucket = os.fspath(place).split("/")[2]
         raise UserError(f"{option}={place}: there is no bucket {bucket!r}") from None

@@ -10,7 +10,7 @@ from set_diffusion_jax.data.pipeline import FIGURES
 from set_diffusion_jax.errors import UserError
 from set_diffusion_jax.inputs.names import step_number
 from set_diffusion_jax.inputs.records import parse_json
-from set_diffusion_jax.storage import lease, places, refusals
+from set_diffusion_jax.storage import folders, lease, places, refusals, steps
 
 CONFIG = "config.json"
 CHECKPOINTS = "checkpoints"
@@ -52,7 +52,7 @@ def _compared(fingerprint: dict) -> dict:
 
 def has_checkpoint(workdir: pathlib.Path) -> bool:
   """Whether there is a finished step to go on from."""
-  return bool(places.steps(workdir / CHECKPOINTS))
+  return bool(steps.numbers(workdir / CHECKPOINTS))
 
 
 @contextlib.contextmanager
@@ -87,19 +87,19 @@ def _copy(path: pathlib.Path) -> pathlib.Path:
   """What is needed of a checkpoint in a bucket, on this disk under the same names."""
   besides = (CONFIG, "metrics.jsonl")
   if path.parent.name == CHECKPOINTS and step_number(path.name) is not None:
-    if not places.finished(path):
+    if not steps.finished(path):
       raise UserError(f"{path}: has no finished checkpoint of step {path.name}")
     run, inside = path.parent.parent, f"{CHECKPOINTS}/{path.name}"
-    return places.fetch(run, (*besides, inside)) / inside
+    return folders.fetch(run, (*besides, inside)) / inside
   inside = places.names(path)
   if not inside and places.exists(path):  # a file, which others lie beside
-    return places.fetch(path.parent) / path.name
+    return folders.fetch(path.parent) / path.name
   if CHECKPOINTS not in inside:
-    return places.fetch(path)
-  steps = places.steps(path / CHECKPOINTS)
-  if not steps:
+    return folders.fetch(path)
+  found = steps.numbers(path / CHECKPOINTS)
+  if not found:
     raise UserError(f"{path}: has no checkpoint yet")
-  return places.fetch(path, (*besides, f"{CHECKPOINTS}/{steps[-1]}"))
+  return folders.fetch(path, (*besides, f"{CHECKPOINTS}/{found[-1]}"))
 
 
 def is_run(workdir: pathlib.Path) -> bool:

@@ -13,7 +13,7 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event
 
 from set_diffusion_jax.inputs import paths, terminal
-from set_diffusion_jax.storage import places
+from set_diffusion_jax.storage import folders, places
 
 _SECONDS = 30  # from one copy of the metrics to a bucket to the next, at least
 
@@ -61,7 +61,7 @@ class MetricsWriter:
       self._event(row)
     self._events.flush()
     if self._bucket is not None:
-      places.remove(self._bucket / "tensorboard")
+      folders.remove(self._bucket / "tensorboard")
       self.publish()
 
   def write(self, step: int, values: dict[str, float]) -> None:
@@ -79,7 +79,7 @@ class MetricsWriter:
   def publish(self) -> None:
     """Copies what has been written to the bucket of the run, if it is in one."""
     if self._active and self._bucket is not None:
-      places.upload(self._folder, self._bucket)
+      folders.upload(self._folder, self._bucket)
       self._published = time.monotonic()
 
   def _event(self, row: dict) -> None:

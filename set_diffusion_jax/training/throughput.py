@@ -6,7 +6,7 @@ import tempfile
 
 import jax
 
-from set_diffusion_jax.storage import places
+from set_diffusion_jax.storage import folders, places
 
 _COMPILE = "/jax/core/compile/backend_compile_duration"
 _TRACED = range(3, 6)  # steps after the first one, which compiles, and those it warms
@@ -67,7 +67,7 @@ class Trace:
     if self._running:
       jax.profiler.stop_trace()
       if self._bucket is not None:
-        places.upload(self._folder, self._bucket)
+        folders.upload(self._folder, self._bucket)
     self._running = False
 
   def __exit__(self, *exception) -> None:

@@ -1,0 +1,92 @@
+"""Folders with all that is in them, on disks and in buckets.
+
+In a bucket a folder is written and removed one object after the other: the marker of a
+step comes last and goes first, so that what is cut short does not count.
+"""
+
+import atexit
+import functools
+import os
+import pathlib
+import shutil
+import tempfile
+
+from set_diffusion_jax.storage import places
+from set_diffusion_jax.storage.steps import MARKER
+
+
+def remove(place: pathlib.Path) -> None:
+  """Removes a file, or a folder with all that is in it; nothing if it is not there."""
+  if places.is_remote(place):
+    _each(place, lambda store, name: store.rm_file(name))
+  elif place.is_dir() and not place.is_symlink():
+    shutil.rmtree(place)
+  else:
+    place.unlink(missing_ok=True)
+
+
+def move(source: pathlib.Path, target: pathlib.Path) -> None:
+  """Moves a folder or a file within a store to where nothing is.
+
+  In a bucket the marker of a step goes first, so that one whose move is cut short is
+  unfinished at its old place.
+  """
+  if not places.is_remote(source):
+    os.replace(source, target)
+    return
+  start, end = (os.fspath(place).removeprefix("gs://") for place in (source, target))
+
+  def one(store, name: str) -> None:
+    store.cp_file(name, end + name.removeprefix(start))
+    store.rm_file(name)
+
+  _each(source, one)
+
+
+def _each(place: pathlib.Path, act) -> None:
+  """Calls `act` with the store and every object of a path, markers first."""
+  store, here = places.store(), os.fspath(place).removeprefix("gs://")
+  found = [n for n in store.find(here) if n == here or n.startswith(f"{here}/")]
+  step_first = lambda name: (not name.endswith(f"/{MARKER}"), name.count("/"), name)
+  for name in sorted(found, key=step_first):
+    act(store, name)
+
+
+def upload(folder: pathlib.Path, target: pathlib.Path) -> None:
+  """Copies all files of a folder on a disk into a bucket, the marker of a step last."""
+  store = places.store()
+  files = [path for path in folder.rglob("*") if path.is_file()]
+  last = lambda path: (path.name == MARKER, -len(path.parts), path)
+  for file in sorted(files, key=last):
+    store.put_file(str(file), os.fspath(target / file.relative_to(folder).as_posix()))
+
+
+@functools.cache
+def fetch(source: pathlib.Path, parts: tuple[str, ...] = ("",)) -> pathlib.Path:
+  """A copy on this disk of a folder or a file in a bucket, until the process ends.
+
+  Args:
+    source: the folder or file.
+    parts: only these files and folders of a folder; those that are not there are
+      left out.
+
+  Raises:
+    FileNotFoundError: there is none.
+  """
+  store, here = places.store(), os.fspath(source).removeprefix("gs://")
+  found = []
+  for part in parts:
+    there = f"{here}/{part}" if part else here
+    inside = lambda name, there=there: name == there or name.startswith(f"{there}/")
+    found += filter(inside, store.find(there))
+  if not found:
+    raise FileNotFoundError(os.fspath(source))
+  kept = tempfile.mkdtemp(prefix="set-diffusion-")
+  atexit.register(shutil.rmtree, kept, ignore_errors=True)
+  place = pathlib.Path(kept) / source.name
+  for name in found:
+    target = pathlib.Path(f"{place}{name.removeprefix(here)}")
+    if not name.endswith("/"):
+      target.parent.mkdir(parents=True, exist_ok=True)
+      store.get_file(name, str(target))
+  return place
