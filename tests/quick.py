@@ -127,6 +127,9 @@ CASES = {
   "test_speculation.py::test_speculation_generates_what_one_token_a_step_does": [
     "24-8"
   ],
+  "test_storage_corpora.py::test_commands": [],
+  "test_storage_corpora.py::test_credentials_of_each_client_are_asked_for_at_once": [],
+  "test_storage_corpora.py::test_losses_are_those_of_the_disk_wherever_it_goes_on": [],
   "test_storage_hub.py::test_a_repository_is_read_as_its_directory_is": [],
   "test_storage_hub.py::test_a_run_starts_from_a_commit": [],
   "test_storage_hub.py::test_commands_by_the_environment": [],

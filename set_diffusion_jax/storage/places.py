@@ -204,6 +204,13 @@ def download(place: pathlib.Path, target: pathlib.Path) -> None:
   store().get_file(os.fspath(place), os.fspath(target))
 
 
+def sizes(folder: pathlib.Path) -> dict[str, int]:
+  """Bytes of each file of a folder in a bucket by its name, from one listing."""
+  found = store().ls(os.fspath(folder), detail=True)
+  files = {os.path.basename(f["name"]): f for f in found if f["type"] == "file"}
+  return {name: int(file["size"]) for name, file in files.items()}
+
+
 def modified(place: pathlib.Path) -> float:
   """When a file was last written: seconds since 1970 by the clock of where it is."""
   if is_remote(place):
