@@ -10,7 +10,7 @@ import pytest
 
 from set_diffusion_jax.errors import UserError
 from set_diffusion_jax.storage import folders, places, steps
-from tests import buckets
+from tests import buckets, fault_proxy
 
 
 @pytest.fixture(params=["disk", "gs"])
@@ -80,17 +80,31 @@ def test_a_move_that_is_cut_short_leaves_an_unfinished_step(monkeypatch):
   assert not steps.finished(folder / "3") and places.names(folder) == ["3"]
 
 
-def test_there_and_back(tmp_path):
+def test_a_folder_is_uploaded(tmp_path):
   target = places.path(buckets.fresh()) / "copy"
   make(tmp_path, "x/a", "x/sub/b", "x/commit_success.txt")
   folders.upload(tmp_path / "x", target)
-  local = folders.fetch(target)
-  found = {str(f.relative_to(local)): f.read_text() for f in local.rglob("*.*")}
-  assert found == {"commit_success.txt": "x/commit_success.txt"}
-  assert (local / "sub/b").read_text() == "x/sub/b"
-  assert folders.fetch(target / "a").read_text() == "x/a"
-  with pytest.raises(FileNotFoundError):
-    folders.fetch(target / "b")
+  assert places.names(target) == ["a", "commit_success.txt", "sub"]
+  assert places.read_bytes(target / "sub/b") == b"x/sub/b"
+  assert places.sizes(target) == {"a": 3, "commit_success.txt": 20}
+  assert places.total_size(target) == 3 + 20 + 7
+
+
+def test_what_was_done_though_the_answer_is_lost():
+  """The client asks again, and is told that the file is there, or is not."""
+  folder = places.path(buckets.fresh())
+  lost = fault_proxy.Once("lost", [("POST", "/upload/.*new"), ("DELETE", "new")])
+  with buckets.judged(lost):
+    assert places.create(folder / "new", "content")
+    assert not places.create(folder / "new", "content")
+    folders.remove(folder / "new")
+  assert lost.left == [] and not places.exists(folder / "new")
+  lost = fault_proxy.Once("lost", [("POST", "rewriteTo"), ("DELETE", "3/a")])
+  make(folder, "3/a", "3/b")
+  with buckets.judged(lost):
+    folders.move(folder / "3", folder / "moved")
+  assert lost.left == [] and places.names(folder / "moved") == ["a", "b"]
+  assert places.names(folder) == ["moved"]
 
 
 def test_another_process_is_seen():

@@ -18,7 +18,7 @@ LEVELS = [
   ["storage.hub"],
   ["storage.places"],
   ["storage.steps"],
-  ["storage.folders"],
+  ["storage.folders", "storage.copies"],
   ["storage.lease"],
   ["config", "diffusion.method", "diffusion.draws", "cluster", "processes"],
   ["diffusion.schedules", "data"],

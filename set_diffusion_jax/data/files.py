@@ -12,6 +12,10 @@ from set_diffusion_jax.inputs.names import shown
 from set_diffusion_jax.inputs.records import parse_record
 from set_diffusion_jax.inputs.text import Found, read_lines, utf8
 
+# What a value of JSON is called, in messages.
+_KINDS = {type(None): "null", bool: "a boolean", int: "a number", float: "a number"}
+_KINDS |= {list: "a list", dict: "an object"}
+
 
 class Files:
   """The documents of the files that a path or a pattern names.
@@ -122,14 +126,20 @@ def record_texts(config: DataConfig, record: dict, where: str) -> Iterator[str]:
 
 def _text_of(record: dict, name: str, field: str, where: str) -> str:
   """The text of a record's fields, joined by spaces."""
-  values = [record.get(key) for key in field.split(",")]
-  try:
-    values = [v.decode() if isinstance(v, bytes) else v for v in values]
-  except UnicodeDecodeError as error:
-    raise UserError(f"{where}: is not UTF-8 at byte {error.start}") from None
-  if not all(isinstance(value, str) for value in values):
-    known = shown(", ".join(map(str, record)), 300)
-    raise UserError(f'data.{name} = "{field}": {where} has no such text, but {known}')
+  values = []
+  for key in field.split(","):
+    if key not in record:
+      known = shown(", ".join(map(str, record)), 300) or "no field at all"
+      raise UserError(f'data.{name} = "{field}": {where} has no such text, but {known}')
+    value = record[key]
+    try:
+      value = value.decode() if isinstance(value, bytes) else value
+    except UnicodeDecodeError as error:
+      raise UserError(f"{where}: is not UTF-8 at byte {error.start}") from None
+    if not isinstance(value, str):
+      found = f"{shown(key)} is {_KINDS.get(type(value), type(value).__name__)}"
+      raise UserError(f'data.{name} = "{field}": {where}: {found}; must be a string')
+    values.append(value)
   text = " ".join(values)
   utf8(text, where)
   return text

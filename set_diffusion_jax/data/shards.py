@@ -11,6 +11,8 @@ from array_record.python.array_record_module import ArrayRecordWriter
 
 from set_diffusion_jax.config import DataConfig
 from set_diffusion_jax.data import prepared
+from set_diffusion_jax.data.folder import file_digest
+from set_diffusion_jax.data.records import encode_record
 from set_diffusion_jax.data.sources import finished
 from set_diffusion_jax.data.tokenizer import load_tokenizer
 from set_diffusion_jax.errors import UserError
@@ -99,7 +101,7 @@ def _is_whole(folder: pathlib.Path, files: dict) -> bool:
 
 def entry_of(path: pathlib.Path) -> dict:
   """Size and SHA-256 of a file, as the manifest has them."""
-  return {"bytes": path.stat().st_size, "sha256": prepared.file_digest(path)}
+  return {"bytes": path.stat().st_size, "sha256": file_digest(path)}
 
 
 @contextlib.contextmanager
@@ -139,7 +141,7 @@ def _write_tokens(path: pathlib.Path, encoded, lengths: list[int]) -> dict:
     whole = len(ids) // least * least
     for start in range(0, whole, prepared.RECORD):
       part = slice(start, min(start + prepared.RECORD, whole))
-      writer.write(prepared.encode_record(ids[part], sizes[part]))
+      writer.write(encode_record(ids[part], sizes[part]))
       records += 1
     rest = [(ids[whole:], sizes[whole:])]
 

@@ -14,7 +14,7 @@ import re
 from set_diffusion_jax.errors import UserError
 from set_diffusion_jax.inputs.text import STREAM_BYTES
 
-_NAME, _PATH = 255, 4095  # bytes that Linux allows, of a name and of a path
+LONGEST_NAME, _PATH = 255, 4095  # bytes that Linux allows, of a name and of a path
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 # What no library that is used here reads as anything but itself.
 _PLAIN = re.compile(r"[\w./+=,~ -]*")
@@ -39,8 +39,9 @@ def given(text: str | os.PathLike) -> pathlib.Path:
     name = path.split("/")[0]
     raise UserError(f"{text}: there is no user {name[1:]!r}; ./{text} is here")
   longest = max(len(os.fsencode(part)) for part in path.split("/"))
-  if longest > _NAME:
-    raise UserError(f"{text}: has a name of {longest} bytes, must be at most {_NAME}")
+  if longest > LONGEST_NAME:
+    right = f"must be at most {LONGEST_NAME}"
+    raise UserError(f"{text}: has a name of {longest} bytes, {right}")
   size = len(os.fsencode(os.path.abspath(path)))
   if size > _PATH:
     raise UserError(f"{text}: has {size} bytes, must be at most {_PATH}")

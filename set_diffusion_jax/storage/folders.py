@@ -4,20 +4,19 @@ In a bucket a folder is written and removed one object after the other: the mark
 step comes last and goes first, so that what is cut short does not count.
 """
 
-import atexit
-import functools
+import contextlib
 import os
 import pathlib
 import shutil
 
-from set_diffusion_jax.storage import disk, places
+from set_diffusion_jax.storage import places
 from set_diffusion_jax.storage.steps import MARKER
 
 
 def remove(place: pathlib.Path) -> None:
   """Removes a file, or a folder with all that is in it; nothing if it is not there."""
   if places.is_remote(place):
-    _each(place, lambda store, name: store.rm_file(name))
+    _each(place, _remove_one)
   elif place.is_dir() and not place.is_symlink():
     shutil.rmtree(place)
   else:
@@ -37,9 +36,15 @@ def move(source: pathlib.Path, target: pathlib.Path) -> None:
 
   def one(store, name: str) -> None:
     store.cp_file(name, end + name.removeprefix(start))
-    store.rm_file(name)
+    _remove_one(store, name)
 
   _each(source, one)
+
+
+def _remove_one(store, name: str) -> None:
+  # It may be gone: by another process, or by a request whose answer was lost.
+  with contextlib.suppress(FileNotFoundError):
+    store.rm_file(name)
 
 
 def _each(place: pathlib.Path, act) -> None:
@@ -58,34 +63,3 @@ def upload(folder: pathlib.Path, target: pathlib.Path) -> None:
   last = lambda path: (path.name == MARKER, -len(path.parts), path)
   for file in sorted(files, key=last):
     store.put_file(str(file), os.fspath(target / file.relative_to(folder).as_posix()))
-
-
-@functools.cache
-def fetch(source: pathlib.Path, parts: tuple[str, ...] = ("",)) -> pathlib.Path:
-  """A copy on this disk of a folder or a file in a bucket, until the process ends.
-
-  Args:
-    source: the folder or file.
-    parts: only these files and folders of a folder; those that are not there are
-      left out.
-
-  Raises:
-    FileNotFoundError: there is none.
-  """
-  store, here = places.store(), os.fspath(source).removeprefix("gs://")
-  found = []
-  for part in parts:
-    there = f"{here}/{part}" if part else here
-    inside = lambda name, there=there: name == there or name.startswith(f"{there}/")
-    found += filter(inside, store.find(there))
-  if not found:
-    raise FileNotFoundError(os.fspath(source))
-  kept = disk.scratch()
-  atexit.register(kept.cleanup)
-  place = pathlib.Path(kept.name) / source.name
-  for name in found:
-    target = pathlib.Path(f"{place}{name.removeprefix(here)}")
-    if not name.endswith("/"):
-      target.parent.mkdir(parents=True, exist_ok=True)
-      store.get_file(name, str(target))
-  return place

@@ -9,6 +9,7 @@ be appended to or renamed.
 import os
 import pathlib
 import re
+import secrets
 
 from etils import epath
 
@@ -17,6 +18,7 @@ from set_diffusion_jax.inputs import paths
 from set_diffusion_jax.storage import disk
 from set_diffusion_jax.storage.refusals import explained
 
+ANSWERS_WITHIN = 10.0  # seconds, a store that is asked for the first time
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _EXAMPLES = {
   "disk": "a path",
@@ -84,6 +86,12 @@ def is_remote(place: str | os.PathLike) -> bool:
   return os.fspath(place).startswith("gs://")
 
 
+def bucket_and_name(place: pathlib.Path) -> tuple[str, str]:
+  """The bucket of a path in one, and the rest of it."""
+  bucket, _, name = os.fspath(place).removeprefix("gs://").partition("/")
+  return bucket, name
+
+
 def store():
   """The file system of buckets, the same that epath has.
 
@@ -126,12 +134,22 @@ def create(place: pathlib.Path, content: str) -> bool:
   Of several processes that do so at once, on whatever host, one succeeds.
   """
   if is_remote(place):
-    try:
-      store().pipe_file(os.fspath(place), content.encode(), mode="create")
-    except FileExistsError:
-      return False
-    return True
+    return _create_in_bucket(os.fspath(place), content.encode())
   return disk.create(place, content)
+
+
+def _create_in_bucket(url: str, content: bytes) -> bool:
+  writer = secrets.token_hex(8)
+  metadata = {"writer": writer}
+  try:
+    store().pipe_file(url, content, metadata=metadata, mode="create")
+  except FileExistsError:
+    # Perhaps by this very call, whose answer was lost, so that it was sent again.
+    try:
+      return store().info(url).get("metadata", {}).get("writer") == writer
+    except FileNotFoundError:  # removed meanwhile
+      return False
+  return True
 
 
 def exists(place: pathlib.Path) -> bool:
@@ -159,6 +177,40 @@ def names(folder: pathlib.Path) -> list[str]:
   return sorted(name for name in found if not disk.is_fresh(name))
 
 
+def sizes(folder: pathlib.Path) -> dict[str, int]:
+  """Bytes of the files that lie directly in a folder of a bucket, by name."""
+  here = os.fspath(folder).removeprefix("gs://")
+  try:
+    found = store().ls(os.fspath(folder), detail=True)
+  except FileNotFoundError:
+    return {}
+  files = {
+    entry["name"].removeprefix(f"{here}/"): entry["size"]
+    for entry in found
+    if entry["type"] == "file" and entry["name"].startswith(f"{here}/")
+  }
+  return {name: size for name, size in files.items() if name and "/" not in name}
+
+
+def size(place: pathlib.Path) -> int:
+  """Bytes of a file in a bucket; FileNotFoundError where there is none."""
+  return store().info(os.fspath(place))["size"]
+
+
+def total_size(folder: pathlib.Path) -> int:
+  """Bytes of all that is below a folder of a bucket."""
+  here = os.fspath(folder).removeprefix("gs://")
+  found = store().find(here, detail=True)
+  return sum(
+    entry["size"] for name, entry in found.items() if name.startswith(f"{here}/")
+  )
+
+
+def download(place: pathlib.Path, target: pathlib.Path) -> None:
+  """Copies a file in a bucket to a disk; FileNotFoundError where there is none."""
+  store().get_file(os.fspath(place), os.fspath(target))
+
+
 def modified(place: pathlib.Path) -> float:
   """When a file was last written: seconds since 1970 by the clock of where it is."""
   if is_remote(place):
@@ -170,12 +222,12 @@ def reach(place: pathlib.Path, option: str) -> None:
   """Asks a store whether it can be read, once, before anything else is done.
 
   Raises:
-    UserError: it says no, or nothing; see `explained`.
+    UserError: it says no, or nothing for some seconds; see `explained`.
   """
   if is_remote(place):
     with explained(f"{option}={place}"):
       try:
-        store().find(f"{os.fspath(place)}/config.json")
+        store().find(f"{os.fspath(place)}/config.json", timeout=ANSWERS_WITHIN)
       except FileNotFoundError:  # otherwise it is an empty list
         bucket = os.fspath(place).split("/")[2]
         raise UserError(f"{option}={place}: there is no bucket {bucket!r}") from None

@@ -1,16 +1,14 @@
 """A work directory: one run's configuration, metrics and checkpoints."""
 
-import contextlib
 import json
 import pathlib
-from collections.abc import Iterator
 
 from set_diffusion_jax.config import Config
 from set_diffusion_jax.data.pipeline import FIGURES
 from set_diffusion_jax.errors import UserError
 from set_diffusion_jax.inputs.names import step_number
 from set_diffusion_jax.inputs.records import parse_json
-from set_diffusion_jax.storage import folders, lease, places, refusals, steps
+from set_diffusion_jax.storage import lease, places, steps
 
 CONFIG = "config.json"
 CHECKPOINTS = "checkpoints"
@@ -74,50 +72,6 @@ def newest_step(workdir: pathlib.Path) -> int:
   if not found:
     raise UserError(f"{workdir}: has no checkpoint yet")
   return found[-1]
-
-
-@contextlib.contextmanager
-def on_disk(path: pathlib.Path) -> Iterator[pathlib.Path]:
-  """A checkpoint where its files can be opened: of one in a bucket, a copy.
-
-  Of a work directory only the last finished step is copied. The copy stays until the
-  process ends; messages of a UserError name the bucket.
-
-  Args:
-    path: anything that `convert` reads, on a disk or in a bucket.
-
-  Raises:
-    UserError: nothing is there, no step is finished, or the store refuses.
-  """
-  if not places.is_remote(path):
-    yield path
-    return
-  with refusals.explained(str(path)):
-    try:
-      local = _copy(path)
-    except FileNotFoundError:
-      raise UserError(f"{path}: there is nothing of this name") from None
-  try:
-    yield local
-  except UserError as error:
-    error.args = (str(error).replace(str(local), str(path)),)
-    raise
-
-
-def _copy(path: pathlib.Path) -> pathlib.Path:
-  """What is needed of a checkpoint in a bucket, on this disk under the same names."""
-  besides = (CONFIG, "metrics.jsonl")
-  if names_step(path):
-    if not steps.finished(path):
-      raise UserError(f"{path}: has no finished checkpoint of step {path.name}")
-    run, inside = path.parent.parent, f"{CHECKPOINTS}/{path.name}"
-    return folders.fetch(run, (*besides, inside)) / inside
-  inside = places.names(path)
-  if not inside and places.exists(path):  # a file, which others lie beside
-    return folders.fetch(path.parent) / path.name
-  if CHECKPOINTS not in inside:
-    return folders.fetch(path)
-  return folders.fetch(path, (*besides, f"{CHECKPOINTS}/{newest_step(path)}"))
 
 
 def is_run(workdir: pathlib.Path) -> bool:
