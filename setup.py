@@ -29,7 +29,7 @@ setup(
     "optax>=0.2.6,<0.3",
     "orbax-checkpoint>=0.11.31,<0.13",  # the layout that convert/orbax.py reads
     "grain>=0.2.15,<0.3",
-    "array_record>=0.8.1,<0.9",
+    "array_record>=0.8.3,<0.9",  # the first one that reads gs://
     "tensorflow-datasets>=4.9.10,<5",
     "importlib_resources>=6,<8",  # TFDS imports it without asking for it
     "absl-py>=2.1,<3",  # flags: `--config.a.b=value`
@@ -67,5 +67,5 @@ setup(
       "ruff==0.17.5",
     ],
   },
-  entry_points={"console_scripts": ["set-diffusion = set_diffusion_jax.cli:main"]},
+  entry_points={"console_scripts": ["set-diffusion = set_diffusion_jax.__main__:main"]},
 )

@@ -65,9 +65,17 @@ def test_configurations_by_name(tmp_path, monkeypatch):
         f'{group}.{name} = "gs://b/x.npy": must be a path',
       )
       for group, name in [
-        *(("data", "train_path"), ("data", "validation_path"), ("data", "directory")),
+        *(("data", "train_path"), ("data", "validation_path")),
         *(("data", "tokenizer"), ("evaluate", "order")),
       ]
+    ),
+    (
+      {"data": {"directory": "s3://b/x"}},
+      'data.directory = "s3://b/x": must be a path or gs://BUCKET/PATH; s3:// is not',
+    ),
+    (
+      {"data": {"directory": "gs://bucket/x*"}},
+      "data.directory = \"gs://bucket/x*\": a path in a bucket cannot have '*'",
     ),
     ({"method": {"max_set_size": 0.5}}, "method.max_set_size = 0.5"),
     ({"decode": {"window": 0}}, "decode.window = 0"),

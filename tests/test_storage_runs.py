@@ -49,7 +49,7 @@ def saved(on_disk):
 def copied(saved):
   """The same run elsewhere in the bucket."""
   target = places.path(buckets.fresh())
-  folders.upload(folders.fetch(saved), target)
+  buckets.copy(saved, target)
   return target
 
 
@@ -164,7 +164,7 @@ def test_checkpoints_that_are_not_there(saved):
   with pytest.raises(UserError, match=r"^gs://\S+/5: has no finished .* of step 5$"):
     read_weights(saved / "checkpoints/5")
   target = places.path(buckets.fresh())
-  folders.upload(folders.fetch(saved, ("config.json", "checkpoints/2")), target)
+  buckets.copy(saved, target, "config.json", "checkpoints/2")
   folders.remove(target / "checkpoints/2" / steps.MARKER)
   with pytest.raises(UserError, match=r"^gs://\S+: has no checkpoint yet$"):
     read_weights(target)

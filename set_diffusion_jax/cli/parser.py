@@ -6,6 +6,7 @@ import re
 
 from set_diffusion_jax.cli.values import (
   checkpoint,
+  corpus,
   destination,
   number,
   path,
@@ -108,7 +109,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 def _prepare(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
-    "--output", type=path, metavar="DIR", help="a new directory, or to go on in"
+    "--output", type=corpus, metavar="DIR", help="a new directory, or to go on in"
   )
   parser.add_argument(
     "--text", action="store_true", help="keep text, for data.streaming, not tokens"
@@ -125,14 +126,16 @@ def _prepare(parser: argparse.ArgumentParser) -> None:
   )
   parser.add_argument(
     "--check",
-    type=path,
+    type=place,
     metavar="DIR",
-    help="instead: compare the SHA-256 of all files of a prepared directory",
+    help="instead: compare the SHA-256 of all files of a prepared directory, which may "
+    "be gs://BUCKET/PATH",
   )
   parser.epilog = (
     f"{_CONFIG_HELP} Then: set-diffusion train with the same --config and "
     "--config.data.source=prepared --config.data.directory=DIR. An interrupted "
-    "preparation goes on with the same command."
+    "preparation goes on with the same command. To train from a bucket: gcloud storage "
+    "rsync -r DIR gs://BUCKET/PATH, and that as data.directory."
   )
 
 

@@ -32,6 +32,15 @@ def destination(text: str) -> pathlib.Path | str:
   return _path(text, "disk", "hf")
 
 
+def corpus(text: str) -> pathlib.Path:
+  """A directory on a disk for a corpus to be prepared in."""
+  if places.is_remote(text):
+    copy = f"gcloud storage rsync -r DIR {text}"
+    right = f"must be a directory on a disk; prepare it there, then copy it: {copy}"
+    raise _wrong(text, right)
+  return _path(text, "disk")
+
+
 def _path(text: str, *stores: str) -> pathlib.Path | str:
   if not text:
     raise _wrong(text, "must be a path, is empty")

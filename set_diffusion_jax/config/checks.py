@@ -3,6 +3,7 @@
 import functools
 import json
 
+from set_diffusion_jax.config.addresses import check_addresses
 from set_diffusion_jax.config.groups import (
   CANDIDATES,
   COMMITS,
@@ -41,12 +42,12 @@ from set_diffusion_jax.config.noise import (
 )
 from set_diffusion_jax.diffusion.method import METHODS
 from set_diffusion_jax.errors import UserError
-from set_diffusion_jax.inputs.paths import is_url
 
 
 def check(config) -> None:
   """Checks ranges and combinations; UserError on the first that is wrong."""
   require = _Require(config)
+  check_addresses(config)
   _check_fields(require)
   _check_model(require, config.model)
   _check_data(require, config.data)
@@ -90,11 +91,6 @@ class _Require:
 
 def _check_fields(require: _Require) -> None:
   """Fields one by one."""
-  here = {f"data.{name}" for name in ("train_path", "validation_path", "tokenizer")}
-  here |= {"data.directory"} if require.value("data.source") != "tfds" else set()
-  for name in sorted({*here, "evaluate.order"}):
-    right = "a path on a disk; URLs are not supported here"
-    require(not is_url(require.value(name) or ""), name, right)
   require.one_of("model.backbone", BACKBONES)
   require.one_of("model.dtype", DTYPES)
   require.one_of("model.gradient_dtype", GRADIENT_DTYPES)

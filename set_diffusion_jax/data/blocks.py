@@ -244,14 +244,19 @@ class Blocks:
     runs, given = [], []
     sizes = np.zeros((len(rows), self._frame.length), np.int32)
     bos = int(self._frame.bos)
-    for number, row in enumerate(rows):
-      span = self._cut[int(row)]
-      parts = [self.text.read(start, end) for start, end in span.ranges]
-      run, size = map(np.concatenate, zip(*parts, strict=True))
+    spans = [self._cut[int(row)] for row in rows]
+    found = self.text.read_each(self._read, spans)
+    for number, (span, (run, size)) in enumerate(zip(spans, found, strict=True)):
       runs.append(run)
       given.append(span.given)
       sizes[number, bos : bos + len(size)] = size
     return self._frame.fill(runs, given), sizes
+
+  def _read(self, span: Span) -> tuple[np.ndarray, np.ndarray]:
+    """The tokens of a span, see `Text.read`."""
+    parts = [self.text.read(start, end) for start, end in span.ranges]
+    run, size = map(np.concatenate, zip(*parts, strict=True))
+    return run, size
 
   def bytes_of(self, row: int) -> np.ndarray:
     """Bytes of text of each slot: int32 [L], 0 for special tokens and padding."""

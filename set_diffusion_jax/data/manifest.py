@@ -102,19 +102,23 @@ def _bare(name: str) -> bool:
   return pathlib.PurePath(name).name == name and "\0" not in name
 
 
-def read_ends(folder: pathlib.Path, entry: dict, where: str) -> np.ndarray:
+def read_ends(
+  folder: pathlib.Path, entry: dict, where: str, content: bytes | None = None
+) -> np.ndarray:
   """Where each document of a side ends, int64, on disk until it is used.
 
   Args:
     folder: of the prepared corpus.
     entry: of the side, in its manifest.
     where: names the folder in messages.
+    content: of the file, where that has been read from a bucket.
 
   Raises:
     UserError: it cannot be so.
   """
   where = f"{where}: {entry['ends']}"
-  ends = read_array(folder / entry["ends"], where)
+  source = folder / entry["ends"] if content is None else content
+  ends = read_array(source, where)
   if ends.dtype != np.dtype("<i8") or ends.shape != (entry["documents"],):
     right = f"must be int64 [{entry['documents']}]"
     raise UserError(f"{where}: is {ends.dtype} {list(ends.shape)}, {right}")

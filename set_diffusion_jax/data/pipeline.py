@@ -116,10 +116,12 @@ def _stream(source: Source, tokenizer: Tokenizer, processes: int):
   config = source.config
   if source.prepared:
     documents = source.prepared.texts("train")
+    remote = documents.remote
   else:
-    documents = TfdsTexts(config, "train")
+    documents, remote = TfdsTexts(config, "train"), False
   facts = {"train_documents": len(documents), "processes": processes}
-  return Stream(documents, config, tokenizer, _frame(config, tokenizer)), facts
+  frame = _frame(config, tokenizer)
+  return Stream(documents, config, tokenizer, frame, remote), facts
 
 
 def _frame(config: DataConfig, tokenizer: Tokenizer) -> Frame:

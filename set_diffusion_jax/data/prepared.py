@@ -1,4 +1,4 @@
-"""Prepared corpora on disk: what `prepare` writes, and how it is read.
+"""Prepared corpora: what `prepare` writes to a disk, and how it is read.
 
 manifest.json            settings, tokenizer, counts, sizes and SHA-256 of all files
 tokenizer.json           the tokenizer (tokenizer.model of SentencePiece)
@@ -8,54 +8,40 @@ train.ends.npy           where each document ends, int64
 A record of tokens is the next RECORD ids of a shard, without BOS or EOS, and the bytes
 of text that each id stands for; so one preparation serves every length and every cut. A
 record of text is a document. array_record checks a hash of each record that is read.
+A directory that was copied to a bucket is read there.
 """
 
 import bisect
+import concurrent.futures
 import hashlib
 import json
 import pathlib
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
-import grain
 import numpy as np
 
 from set_diffusion_jax.config import DataConfig
+from set_diffusion_jax.data.folder import Folder
 from set_diffusion_jax.data.manifest import check_manifest, read_ends
+from set_diffusion_jax.data.records import REQUESTS, Records, decode_record
 from set_diffusion_jax.data.text import Text, stored_digest
-from set_diffusion_jax.data.tokenizer import Tokenizer, load_tokenizer
+from set_diffusion_jax.data.tokenizer import Tokenizer, load_tokenizer, tokenizer_of
 from set_diffusion_jax.errors import UserError
-from set_diffusion_jax.inputs.paths import Opened, file_content
 from set_diffusion_jax.inputs.records import parse_json
+from set_diffusion_jax.storage import places
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 PLAN = "plan.json"  # of a preparation that is not finished
 RECORD = 2048  # tokens
-_HEAD = struct.Struct("<IBBxx")  # tokens, bytes of an id, bytes of a size
-
-
-def encode_record(ids: np.ndarray, sizes: np.ndarray) -> bytes:
-  """A record of ids and of the bytes that each stands for, in as few bytes as fit."""
-  parts = [array.astype(np.min_scalar_type(array.max())) for array in (ids, sizes)]
-  widths = [part.dtype.itemsize for part in parts]
-  return _HEAD.pack(len(ids), *widths) + b"".join(
-    part.astype(part.dtype.newbyteorder("<")).tobytes() for part in parts
-  )
-
-
-def decode_record(record: bytes) -> tuple[np.ndarray, np.ndarray]:
-  """The ids of a record and the bytes that each stands for."""
-  count, wide, narrow = _HEAD.unpack_from(record)
-  ids = np.frombuffer(record, f"<u{wide}", count, _HEAD.size)
-  return ids, np.frombuffer(record, f"<u{narrow}", count, _HEAD.size + wide * count)
 
 
 class Prepared:
   """A directory that `prepare` has written.
 
   Attributes:
-    folder: where it is.
+    folder: where it is, on a disk or in a bucket.
     manifest: what `prepare` wrote down.
     where: its name in messages.
   """
@@ -63,21 +49,26 @@ class Prepared:
   def __init__(self, folder: pathlib.Path, manifest: dict):
     self.folder, self.manifest = folder, manifest
     self.where = f'data.directory = "{folder}"'
+    self._files = Folder(folder, self.where)
 
   @classmethod
   def read(cls, folder: pathlib.Path) -> "Prepared":
-    """UserError: it is not finished, or a file has not the size it should have."""
+    """UserError: it is not finished, or a file has not the size it should have.
+
+    A bucket that cannot be read is told here, too.
+    """
     found = cls(folder, {})
     where = f"{found.where}: its {MANIFEST} is damaged"
+    found._files.reach()
     try:
-      content = file_content(folder / MANIFEST)
+      content = found._files.content(MANIFEST)
     except FileNotFoundError:
       state = f"has no {MANIFEST}; nothing was prepared there"
-      if (folder / PLAN).exists():
+      if found._files.has(PLAN):
         state = "is not finished; the same `prepare` command goes on"
       raise UserError(f"{found.where}: {state}") from None
     except OSError as error:
-      raise UserError(f"{found.where}: {error.strerror}") from None
+      raise UserError(f"{found.where}: {error.strerror or error}") from None
     manifest = parse_json(content, where)
     version = manifest.get("format_version") if isinstance(manifest, dict) else None
     if version != FORMAT_VERSION:
@@ -86,20 +77,8 @@ class Prepared:
       )
     check_manifest(manifest, where)
     found.manifest = manifest
-    found._check_sizes()
+    found._files.check_sizes(manifest["files"])
     return found
-
-  def _check_sizes(self) -> None:
-    for name, entry in self.manifest["files"].items():
-      try:
-        size = (self.folder / name).stat().st_size
-      except OSError as error:
-        raise UserError(f"{self.where}: {name}: {error.strerror}") from None
-      if size != entry["bytes"]:
-        raise UserError(
-          f"{self.where}: {name} has {size} bytes, must have {entry['bytes']}; copy or "
-          "prepare it again"
-        )
 
   @classmethod
   def open(cls, config: DataConfig) -> "Prepared | None":
@@ -110,7 +89,8 @@ class Prepared:
     """
     if config.source != "prepared":
       return None
-    found = cls.read(pathlib.Path(config.directory))
+    named = places.path if places.is_remote(config.directory) else pathlib.Path
+    found = cls.read(named(config.directory))
     settings = found.manifest["settings"]
     if settings["prompts"] != (config.cut == "prompt"):
       holds = "prompts and targets" if settings["prompts"] else "no prompts"
@@ -136,7 +116,12 @@ class Prepared:
   def tokenizer(self, config: DataConfig) -> Tokenizer:
     """The tokenizer of the tokens; UserError if the configuration names another."""
     entry = self.manifest["settings"]["tokenizer"]
-    own = load_tokenizer(str(self.folder / entry["file"]) if entry["file"] else "byte")
+    file = entry["file"]
+    if file and self._files.remote:
+      content = self._files.content(file)
+      own = tokenizer_of(content, file, f"{self.where}: {file}")
+    else:
+      own = load_tokenizer(str(self.folder / file) if file else "byte")
     self.check_tokenizer(own)
     if config.tokenizer not in ("byte", entry["given"]):
       self.check_tokenizer(load_tokenizer(config.tokenizer))
@@ -178,42 +163,28 @@ class Prepared:
       advance: is told the bytes of each file that was read.
     """
     for name, entry in self.manifest["files"].items():
-      if file_digest(self.folder / name) != entry["sha256"]:
+      if self._files.digest(name) != entry["sha256"]:
         raise UserError(f"{self.where}: {name} is damaged, its SHA-256 is another")
       advance(entry["bytes"])
+
+  def ends(self, side: str) -> np.ndarray:
+    """Where each document of a side of tokens ends: int64 [documents].
+
+    Of a directory on a disk it stays there until it is used.
+    """
+    entry = self.manifest["sides"][side]
+    content = self._files.content(entry["ends"]) if self._files.remote else None
+    return read_ends(self.folder, entry, self.where, content)
+
+  def records(self, side: str) -> Records:
+    """The records of a side."""
+    shards = self.manifest["sides"][side]["shards"]
+    return Records(self.folder, shards, self.where)
 
 
 def tokenizer_identity(tokenizer: Tokenizer) -> dict:
   """Equal for tokenizers that make the same ids of a text."""
   return {k: v for k, v in tokenizer.describe().items() if k in ("name", "sha256")}
-
-
-def file_digest(path: pathlib.Path) -> str:
-  """SHA-256 of a file."""
-  with path.open("rb") as file:
-    return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-class _Records:
-  """The records of the shards of a side, one after another."""
-
-  def __init__(self, prepared: Prepared, side: str):
-    shards = prepared.manifest["sides"][side]["shards"]
-    self._where = prepared.where
-    # With the number of records in its name no file is opened before it is read.
-    self._opened = Opened(prepared.folder)
-    paths = [f"{self._opened.path / s['file']}[0:{s['records']}]" for s in shards]
-    self._source = grain.sources.ArrayRecordDataSource(paths)
-
-  def __len__(self) -> int:
-    return len(self._source)
-
-  def __getitem__(self, index: int) -> bytes:
-    try:
-      return self._source[index]
-    except (RuntimeError, ValueError, OSError) as error:
-      reason = str(error).strip().splitlines()[0][:120]
-      raise UserError(f"{self._where}: a shard is damaged ({reason})") from None
 
 
 class PreparedTokens(Text):
@@ -222,15 +193,21 @@ class PreparedTokens(Text):
   def __init__(self, prepared: Prepared, side: str, eos: int | None):
     entry = prepared.manifest["sides"][side]
     self.eos = eos
-    self.ends = read_ends(prepared.folder, entry, prepared.where)
+    self.ends = prepared.ends(side)
     self._ids = prepared.manifest["settings"]["tokenizer"]["vocabulary"]
     self._where = prepared.where
-    self._records = _Records(prepared, side)
+    self._records = prepared.records(side)
+    self._pool = None
+    if self._records.remote:
+      self._pool = concurrent.futures.ThreadPoolExecutor(REQUESTS, "records")
     self._digest = entry.get("sha256")  # not there yet while it is prepared
     self._size = prepared.manifest["settings"]["record"]
     shards = entry["shards"]
     self._token = np.cumsum([0, *(s["tokens"] for s in shards)]).tolist()
     self._record = np.cumsum([0, *(s["records"] for s in shards)]).tolist()
+
+  def read_each(self, act: Callable, items: Iterable) -> Iterator:
+    return (map if self._pool is None else self._pool.map)(act, items)
 
   def _stored(self, start: int, end: int) -> tuple[np.ndarray, np.ndarray]:
     ids, sizes = np.empty((2, end - start), np.int32)
@@ -269,8 +246,13 @@ class PreparedTexts:
   """The documents of one side, at random access."""
 
   def __init__(self, prepared: Prepared, side: str):
-    self._records, self._where = _Records(prepared, side), prepared.where
+    self._records, self._where = prepared.records(side), prepared.where
     self.digest = prepared.manifest["sides"][side].get("sha256")
+
+  @property
+  def remote(self) -> bool:
+    """Whether each document is a request to a bucket."""
+    return self._records.remote
 
   def __len__(self) -> int:
     return len(self._records)

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import pathlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
@@ -12,11 +11,14 @@ from array_record.python.array_record_module import ArrayRecordWriter
 
 from set_diffusion_jax.config import DataConfig
 from set_diffusion_jax.data import prepared
+from set_diffusion_jax.data.folder import file_digest
+from set_diffusion_jax.data.records import encode_record
 from set_diffusion_jax.data.sources import finished
 from set_diffusion_jax.data.tokenizer import load_tokenizer
 from set_diffusion_jax.errors import UserError
 from set_diffusion_jax.inputs.paths import Opened, file_content
 from set_diffusion_jax.inputs.records import parse_json
+from set_diffusion_jax.storage.disk import fresh_file
 
 _OPTIONS = "group_size:1,uncompressed"  # what random access reads fastest
 
@@ -43,13 +45,8 @@ class Job(NamedTuple):
 
 def publish(path: pathlib.Path, write: Callable[[pathlib.Path], object]) -> None:
   """Writes a file beside itself and moves it into place: it is never half there."""
-  fresh = path.with_name(f"{path.name}.tmp")
-  try:
+  with fresh_file(path, f"{path.name}.tmp") as fresh:
     write(fresh)
-    os.replace(fresh, path)
-  except BaseException:
-    fresh.unlink(missing_ok=True)
-    raise
 
 
 def write_shard(job: Job) -> dict:
@@ -104,7 +101,7 @@ def _is_whole(folder: pathlib.Path, files: dict) -> bool:
 
 def entry_of(path: pathlib.Path) -> dict:
   """Size and SHA-256 of a file, as the manifest has them."""
-  return {"bytes": path.stat().st_size, "sha256": prepared.file_digest(path)}
+  return {"bytes": path.stat().st_size, "sha256": file_digest(path)}
 
 
 @contextlib.contextmanager
@@ -144,7 +141,7 @@ def _write_tokens(path: pathlib.Path, encoded, lengths: list[int]) -> dict:
     whole = len(ids) // least * least
     for start in range(0, whole, prepared.RECORD):
       part = slice(start, min(start + prepared.RECORD, whole))
-      writer.write(prepared.encode_record(ids[part], sizes[part]))
+      writer.write(encode_record(ids[part], sizes[part]))
       records += 1
     rest = [(ids[whole:], sizes[whole:])]
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from set_diffusion_jax.config import DataConfig
 from set_diffusion_jax.data.blocks import Frame
+from set_diffusion_jax.data.records import REQUESTS
 from set_diffusion_jax.data.sources import finished
 from set_diffusion_jax.data.tokenizer import Tokenizer, cpus
 from set_diffusion_jax.errors import UserError
@@ -25,6 +26,13 @@ class Stream:
   Attributes:
     documents: at random access; they are shuffled anew in each epoch.
     notes: see `Blocks`; documents are joined, so that nothing is cut off.
+
+  Args:
+    documents: see above.
+    config: says where documents end.
+    tokenizer: of their text.
+    frame: of the sequences.
+    remote: whether each document is a request to a bucket.
   """
 
   notes: tuple[str, ...] = ()
@@ -35,8 +43,9 @@ class Stream:
     config: DataConfig,
     tokenizer: Tokenizer,
     frame: Frame,
+    remote: bool = False,
   ):
-    self.documents = documents
+    self.documents, self._remote = documents, remote
     self._config, self._tokenizer, self._frame = config, tokenizer, frame
 
   def iterator(
@@ -47,8 +56,11 @@ class Stream:
     Its state is plain JSON, good at every step, and for as many processes only.
     """
     documents = grain.MapDataset.source(self.documents).seed(seed).shuffle().repeat()
-    # A thread a CPU: with more, tokenizers wait for one another.
-    options = grain.ReadOptions(num_threads=cpus(), prefetch_buffer_size=16 * cpus())
+    # A thread a CPU: with more, tokenizers wait for one another. But where documents
+    # come from a bucket, it is for them that most threads wait.
+    threads = max(cpus(), REQUESTS) if self._remote else cpus()
+    ahead = max(threads, 16 * cpus())
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
     ids = documents[process::processes].map(self._encode).to_iter_dataset(options)
     runs = _Joined(ids, self._frame.width, (process, processes))
     runs = runs.batch(batch_size // processes, drop_remainder=True)

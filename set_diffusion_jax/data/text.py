@@ -5,7 +5,7 @@ import bisect
 import copy
 import functools
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -31,6 +31,13 @@ class Text(abc.ABC):
   @abc.abstractmethod
   def _stored(self, start: int, end: int) -> tuple[np.ndarray, np.ndarray]:
     """(ids, bytes of text that each stands for) between two places without EOS."""
+
+  def read_each(self, act: Callable, items: Iterable) -> Iterator:
+    """What `act`, which reads, returns for each item, in order.
+
+    Many are read at once where reading is waiting for a network.
+    """
+    return map(act, items)
 
   @property
   def documents(self) -> int:

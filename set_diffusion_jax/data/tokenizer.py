@@ -13,10 +13,10 @@ import tokenizers
 
 from set_diffusion_jax.data.json_tokenizer import JsonTokenizer
 from set_diffusion_jax.data.pieces import STORED, PieceTokenizer
-from set_diffusion_jax.data.vocabulary import Runs, Vocabulary, between, count, utf8
+from set_diffusion_jax.data.vocabulary import Runs, Vocabulary, between, count
 from set_diffusion_jax.errors import UserError
 from set_diffusion_jax.inputs import paths
-from set_diffusion_jax.inputs.names import check_pointer
+from set_diffusion_jax.inputs.text import check_pointer, utf8
 
 
 class ByteTokenizer:
@@ -126,8 +126,19 @@ def load_tokenizer(name: str) -> Tokenizer:
     raise UserError(
       f'{where}: {reason}; give "byte", a tokenizer.json or a *.model'
     ) from None
+  return tokenizer_of(content, str(path), where)
+
+
+def tokenizer_of(content: bytes, name: str, where: str) -> Tokenizer:
+  """The tokenizer in a file; UserError if it holds none.
+
+  Args:
+    content: all of the file.
+    name: its path; `*.model` is one of SentencePiece, any other a tokenizer.json.
+    where: names it in messages.
+  """
   check_pointer(content, where)
-  if path.suffix == ".model":
+  if pathlib.PurePath(name).suffix == ".model":
     return PieceTokenizer(content, None, where)
   return JsonTokenizer(content, None, where)
 

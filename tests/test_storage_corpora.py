@@ -1,0 +1,267 @@
+"""Prepared corpora in buckets: the sequences, and the checks, of those on a disk."""
+
+import dataclasses
+import http.server
+import json
+import os
+import subprocess
+import sys
+import threading
+
+import fsspec
+import numpy as np
+import pytest
+
+from set_diffusion_jax import cli, data
+from set_diffusion_jax.config import DataConfig
+from set_diffusion_jax.data import records
+from set_diffusion_jax.errors import UserError
+from set_diffusion_jax.storage import folders, places
+from set_diffusion_jax.training.train import train
+from tests import buckets, jobs, tiny
+from tests.test_storage_runs import rows
+from tests.test_train import assert_identical, config, final
+
+DOCUMENTS = [f"{i}. {tiny.TEXT * (i % 4)}" for i in range(40)]
+SHARD = "train-00001.array_record"
+
+
+def prepared_as(folder, name, bpe, **options):
+  """What `prepare` writes of the documents, and how its text is read."""
+  path = folder / "text.jsonl"
+  path.write_text("".join(json.dumps({"text": text}) + "\n" for text in DOCUMENTS))
+  c = DataConfig(
+    source="jsonl",
+    train_path=str(path),
+    length=16,
+    validation_documents=6,
+    tokenizer=str(bpe),
+  )
+  data.prepare(c, folder / name, shard=400, **options)
+  return dataclasses.replace(c, source="prepared", directory=str(folder / name))
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory):
+  """(configuration on a disk, the same in a bucket), by "tokens" and "text"."""
+  folder = tmp_path_factory.mktemp("corpora")
+  bpe = folder / "tokenizer.json"
+  bpe.write_text(data.train_bpe([tiny.TEXT], 300))
+  found = {}
+  for kind in ("tokens", "text"):
+    disk = prepared_as(folder, kind, bpe, text=kind == "text")
+    if kind == "text":
+      disk = dataclasses.replace(disk, streaming=True)
+    target = places.path(buckets.fresh())
+    folders.upload(folder / kind, target)
+    assert places.exists(target / SHARD)
+    found[kind] = disk, dataclasses.replace(disk, directory=str(target))
+  return found
+
+
+def copied(corpus):
+  """The same corpus elsewhere in the bucket, to be changed, and where that is."""
+  target = places.path(buckets.fresh())
+  folders.upload(folders.fetch(places.path(corpus.directory)), target)
+  return dataclasses.replace(corpus, directory=str(target)), target
+
+
+def refused(act, *words):
+  with pytest.raises(UserError) as error:
+    act()
+  message = str(error.value)
+  assert message.isprintable() and len(message) < 300, message
+  for word in words:
+    assert word in message, message
+
+
+def batches(corpus, count=9):
+  iterator = data.training_iterator(corpus.train, 4, 3, 0, 1)
+  return [next(iterator) for _ in range(count)]
+
+
+@pytest.mark.parametrize("kind", ["tokens", "text"])
+def test_sequences_are_those_of_the_disk(both, kind):
+  disk, bucket = map(data.load, both[kind])
+  assert bucket.fingerprint == disk.fingerprint
+  assert bucket.tokenizer.describe() == disk.tokenizer.describe()
+  assert bucket.tokenizer.name != "byte"
+  for ours, theirs in zip(batches(bucket), batches(disk), strict=True):
+    for name in theirs:
+      np.testing.assert_array_equal(ours[name], theirs[name])
+  every = range(len(disk.validation))
+  ours, theirs = (corpus.validation.batch(every) for corpus in (bucket, disk))
+  for name in theirs[0]:
+    np.testing.assert_array_equal(ours[0][name], theirs[0][name])
+  np.testing.assert_array_equal(ours[1], theirs[1])
+
+
+def test_files_are_not_asked_for_one_after_another(both, monkeypatch):
+  _, bucket = both["tokens"]
+  store, asked = fsspec.filesystem("gcs"), []
+  real = store._call
+
+  async def call(method, path, *arguments, **options):
+    asked.append(path)
+    return await real(method, path, *arguments, **options)
+
+  monkeypatch.setattr(store, "_call", call)
+  folder = places.path(bucket.directory)
+  data.Prepared.read(folder)
+  manifest = json.loads(places.read_bytes(folder / "manifest.json"))
+  assert len(manifest["files"]) > 8 > len(asked)
+
+
+def test_records_are_read_at_once(both, monkeypatch):
+  """Each read waits for seven others, which would be for ever one by one."""
+  _, bucket = both["tokens"]
+  blocks = data.load(bucket).validation
+  meeting = threading.Barrier(8, timeout=jobs.TIMEOUT)
+  real = records.Records.__getitem__
+
+  def together(self, index):
+    meeting.wait()
+    return real(self, index)
+
+  monkeypatch.setattr(records.Records, "__getitem__", together)
+  blocks.batch(range(8))
+
+
+def test_damage_is_found_as_on_a_disk(both):
+  bucket, folder = copied(both["tokens"][1])
+  load = lambda: data.load(bucket)
+  where = f'data.directory = "{folder}": '
+  good = places.read_bytes(folder / SHARD)
+  places.write_text(folder / SHARD, good[:-1])
+  refused(load, where, f"{SHARD} has {len(good) - 1} bytes, must have {len(good)}")
+  folders.remove(folder / SHARD)
+  refused(load, f"{where}{SHARD}: No such file or directory")
+  changed = bytearray(good)
+  changed[100] ^= 1
+  places.write_text(folder / SHARD, bytes(changed))
+  corpus = load()
+  refused(lambda: corpus.train.batch(range(len(corpus.train))), "a shard is damaged")
+  refused(lambda: data.Prepared.read(folder).check(), f"{SHARD} is damaged, its SHA")
+  places.write_text(folder / SHARD, good)
+  data.Prepared.read(folder).check()
+  ends = places.read_bytes(folder / "train.ends.npy")
+  places.write_text(folder / "train.ends.npy", b"\0" * len(ends))
+  refused(load, where, "train.ends.npy: is damaged or not an array")
+  tokenizer = places.read_bytes(folder / "tokenizer.json")
+  places.write_text(folder / "tokenizer.json", b"{" * len(tokenizer))
+  refused(load, where, "tokenizer.json")
+  places.write_text(folder / "manifest.json", "{")
+  refused(load, f"{where}its manifest.json is damaged")
+  folders.remove(folder / "manifest.json")
+  refused(load, where, "has no manifest.json; nothing was prepared there")
+  places.write_text(folder / "plan.json", "{}")
+  refused(load, where, "is not finished")
+
+
+def test_a_shard_that_goes_away_is_not_called_damaged(both):
+  bucket, folder = copied(both["tokens"][1])
+  corpus = data.load(bucket)
+  folders.remove(folder / SHARD)
+  every = lambda: corpus.train.batch(range(len(corpus.train)))
+  refused(every, "a shard cannot be read, the store says: Not Found")
+
+
+@pytest.fixture
+def refusing():
+  """The address of a server that answers every request with 403."""
+
+  class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+      error = {"code": 403, "message": "no", "errors": [{"reason": "forbidden"}]}
+      content = json.dumps({"error": error}).encode()
+      self.send_response(403)
+      self.send_header("Content-Type", "application/json")
+      self.send_header("Content-Length", str(len(content)))
+      self.end_headers()
+      self.wfile.write(content)
+
+    def log_message(self, *arguments):
+      pass
+
+  with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+
+
+CODE = """
+import sys
+from set_diffusion_jax import data
+from set_diffusion_jax.config import DataConfig
+from set_diffusion_jax.errors import UserError
+try:
+  data.load(DataConfig(source="prepared", directory=sys.argv[1], length=16))
+except UserError as error:
+  print(error)
+"""
+
+
+def test_credentials_of_each_client_are_asked_for_at_once(both, refusing):
+  """array_record has its own, and would give no record at all."""
+  directory = both["tokens"][1].directory
+  for name, says in (
+    ("STORAGE_EMULATOR_HOST", "these credentials may not do this (403)"),
+    ("CLOUD_STORAGE_EMULATOR_ENDPOINT", "cannot be read, the store says: no"),
+  ):
+    done = subprocess.run(
+      [sys.executable, "-c", CODE, directory],
+      cwd=jobs.ROOT,
+      env={**os.environ, name: refusing},
+      capture_output=True,
+      text=True,
+      timeout=jobs.TIMEOUT,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("\n") == 1 and directory in done.stdout
+    assert says in done.stdout
+
+
+def test_commands(both, tmp_path, capsys):
+  disk, bucket = both["tokens"]
+  said = []
+  for folder in (disk.directory, bucket.directory):
+    assert cli.main(["prepare", f"--check={folder}"]) == 0
+    said.append(capsys.readouterr().out.replace(folder, "DIR"))
+    fields = {"data": dataclasses.asdict(dataclasses.replace(disk, directory=folder))}
+    (tmp_path / "config.py").write_text(
+      "from set_diffusion_jax.config import default_config\n"
+      "def get_config():\n  c = default_config()\n"
+      f"  c.update({fields!r})\n  return c\n"
+    )
+    figures = tmp_path / "figures.json"
+    shown = ["inspect", "--data", f"--config={tmp_path}/config.py"]
+    assert cli.main([*shown, f"--output={figures}"]) == 0, capsys.readouterr().err
+    found = json.loads(figures.read_text())
+    del found["slots_per_second"]
+    said.append(found)
+    capsys.readouterr()
+  assert said[:2] == said[2:] and "all are whole" in said[0]
+  assert cli.main(["prepare", "--config=quickstart", "--output=gs://runs/new"]) == 2
+  line = capsys.readouterr().err
+  assert line.count("\n") == 1
+  assert "--output=gs://runs/new: must be a directory on a disk" in line
+  assert "gcloud storage rsync -r DIR gs://runs/new" in line
+  assert cli.main(["prepare", "--check=gs://nobody/x"]) == 2
+  assert "there is no bucket 'nobody'" in capsys.readouterr().err
+
+
+def test_losses_are_those_of_the_disk_wherever_it_goes_on(both, tmp_path):
+  def run(name, corpus, steps):
+    c = config(tmp_path, train__steps=steps)
+    train(dataclasses.replace(c, data=corpus), tmp_path / name)
+
+  disk, bucket = both["tokens"]
+  run("disk", disk, 6)
+  run("bucket", bucket, 6)
+  run("moved", disk, 3)
+  run("moved", bucket, 6)
+  c = dataclasses.replace(config(tmp_path), data=disk)
+  expected = final(c, tmp_path / "disk")
+  for name in ("bucket", "moved"):
+    assert rows(tmp_path / name) == rows(tmp_path / "disk")
+    assert_identical(final(c, tmp_path / name), expected)
