@@ -85,11 +85,8 @@ def _read(
     raise UserError(f"--backbone-config={backbone_config}: must be {right}")
   folder, step = _find(path)
   with Checkpoints(folder) as checkpoints:
-    if step is None:
-      step = max(checkpoints.steps, default=None)
     if step not in checkpoints.steps:
-      which = "no checkpoint yet" if step is None else f"no checkpoint of step {step}"
-      raise UserError(f"{path}: has {which}")
+      raise UserError(f"{path}: has no checkpoint of step {step}")
     where = folder / str(step)
     if not remote:  # a bucket has no links
       check_link(where, path)
@@ -130,25 +127,16 @@ def _read_foreign(
   )
 
 
-def _find(path: pathlib.Path) -> tuple[pathlib.Path, int | None]:
-  """The folder of steps, and the step that a path names, if it names one."""
-  step = step_number(path.name)
-  if places.is_remote(path):
-    if step is not None and path.parent.name == workdir.CHECKPOINTS:
-      return path.parent, step
-    workdir.read(path)
-    return path / workdir.CHECKPOINTS, None
-  if path.parent.name == workdir.CHECKPOINTS and path.name.isdigit() and step is None:
-    raise UserError(f"{path}: {path.name} is no number of a step")
+def _find(path: pathlib.Path) -> tuple[pathlib.Path, int]:
+  """The folder of steps, and the step that a path names, or else the last one."""
+  inside, step = workdir.names_step(path), step_number(path.name)
   if step is not None and (path / "state").is_dir():
     return path.parent, step
-  if step is not None and path.parent.name == workdir.CHECKPOINTS:
+  if inside:
     workdir.read(path.parent.parent)
     return path.parent, step
   workdir.read(path)
-  if not (path / workdir.CHECKPOINTS).is_dir():
-    raise UserError(f"{path}: has no checkpoint yet")
-  return path / workdir.CHECKPOINTS, None
+  return path / workdir.CHECKPOINTS, workdir.newest_step(path)
 
 
 @dataclasses.dataclass(frozen=True)

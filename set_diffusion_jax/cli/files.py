@@ -8,6 +8,7 @@ from collections.abc import Iterable
 
 from set_diffusion_jax.errors import DiskError, UserError
 from set_diffusion_jax.inputs import paths, terminal
+from set_diffusion_jax.storage import disk
 
 
 def write(path: pathlib.Path | None, figures: dict, option: str = "--output") -> None:
@@ -22,7 +23,7 @@ def write_text(
   if path is None:
     return
   try:
-    paths.write_whole(path, text)
+    disk.write_whole(path, text)
   except OSError as error:
     raise DiskError(f"{option}={path}: {error.strerror}") from None
 

@@ -42,6 +42,7 @@ from set_diffusion_jax.config.noise import (
 from set_diffusion_jax.diffusion.method import METHODS
 from set_diffusion_jax.errors import UserError
 from set_diffusion_jax.inputs.paths import is_url
+from set_diffusion_jax.storage import hub, places
 
 
 def check(config) -> None:
@@ -96,8 +97,13 @@ def _check_fields(require: _Require) -> None:
     right = "a path on a disk; URLs are not supported here"
     require(not is_url(require.value(name) or ""), name, right)
   start = require.value("init_from") or ""
-  known = not is_url(start) or start.startswith(("gs://", "hf://"))
-  require(known, "init_from", "a path, gs://BUCKET/PATH or hf://ORG/NAME[@REVISION]")
+  try:
+    if hub.is_url(start):
+      hub.address(start)
+    elif is_url(start):
+      places.path(start, stores=("disk", "gs", "hf"))
+  except UserError as error:
+    raise UserError(f"init_from = {error}") from None
   require.one_of("model.backbone", BACKBONES)
   require.one_of("model.dtype", DTYPES)
   require.one_of("model.gradient_dtype", GRADIENT_DTYPES)

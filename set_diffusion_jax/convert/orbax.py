@@ -190,7 +190,7 @@ def _kvstore(state: pathlib.Path, name: str, ocdbt: bool) -> dict:
   """A parameter in a folder, given by a path and not by a URL, which is no literal."""
   base = {"driver": "file", "path": f"{state}/"}
   if places.is_remote(state):
-    bucket, _, path = os.fspath(state).removeprefix("gs://").partition("/")
+    bucket, path = places.in_bucket(state)
     base = {"driver": "gcs", "bucket": bucket, "path": f"{path}/"}
   if ocdbt:
     return {"driver": "ocdbt", "base": base, "path": f"{name}/"}

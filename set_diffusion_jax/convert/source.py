@@ -32,7 +32,7 @@ from set_diffusion_jax.data import Vocabulary
 from set_diffusion_jax.errors import UserError
 from set_diffusion_jax.inputs import names, sizes
 from set_diffusion_jax.inputs.records import parse_json
-from set_diffusion_jax.storage import places, steps, workdir
+from set_diffusion_jax.storage import places, workdir
 
 PICKLED = (".bin", ".ckpt", ".pt", ".pth")
 TENSOR_FILES = (".safetensors", *PICKLED)
@@ -167,19 +167,15 @@ def check_outside(source: Source, destination: pathlib.Path) -> None:
 
 def _step(path: pathlib.Path) -> pathlib.Path | None:
   """The directory of an Orbax step, if the path is one or holds some."""
-  if path.parent.name == workdir.CHECKPOINTS and path.name.isdigit():
-    if names.step_number(path.name) is None:
-      raise UserError(f"{path}: {path.name} is no number of a step")
+  if workdir.names_step(path):
     return path
   folder, remote = path / workdir.CHECKPOINTS, places.is_remote(path)
   if not remote and not folder.is_dir():
     return None
-  newest = max(steps.numbers(folder), default=None)
-  if newest is None:
-    raise UserError(f"{path}: has no checkpoint yet")
+  step = folder / str(workdir.newest_step(path))
   if not remote:  # a bucket has no links
-    names.check_link(folder / str(newest), path)
-  return folder / str(newest)
+    names.check_link(step, path)
+  return step
 
 
 def _orbax(step: pathlib.Path, kind: str | None) -> Source:

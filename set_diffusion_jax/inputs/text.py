@@ -29,7 +29,10 @@ _MARKS = (  # UTF-32 first: its little-endian mark starts with that of UTF-16
   (b"\xff\xfe", "UTF-16"),
   (b"\xfe\xff", "UTF-16"),
 )
-_POINTER = b"version https://git-lfs.github.com/spec/"
+_POINTERS = (  # of Git LFS, which had another name once
+  b"version https://git-lfs.github.com/",
+  b"version https://hawser.github.com/",
+)
 
 
 @dataclasses.dataclass
@@ -128,10 +131,7 @@ def _opened(
     yield source, STREAM_BYTES
     return
   with source.open("rb") as file:
-    if file.peek(len(_POINTER)).startswith(_POINTER):
-      raise UserError(
-        f'{where}: is a pointer of Git LFS, not the file; get it by "git lfs pull"'
-      )
+    check_pointer(file.peek(64), where)
     regular = source.is_file()
     size = os.fstat(file.fileno()).st_size
     if source.suffix == ".gz":
@@ -140,6 +140,14 @@ def _opened(
         yield unpacked, most if regular else STREAM_BYTES
     else:
       yield file, 2**62 if regular else STREAM_BYTES
+
+
+def check_pointer(begin: bytes, where: str) -> None:
+  """UserError if a file's first bytes are those of a Git LFS pointer."""
+  if begin.startswith(_POINTERS):
+    raise UserError(
+      f"{where}: is a git-lfs pointer, not the file itself; get it with git lfs pull"
+    )
 
 
 def _check_start(line: bytes, where: str) -> None:

@@ -3,12 +3,11 @@
 import contextlib
 import os
 import pathlib
-import shutil
 import tempfile
 from collections.abc import Iterable
 
 from set_diffusion_jax.errors import DiskError, UserError, disk_reason
-from set_diffusion_jax.storage import places
+from set_diffusion_jax.storage import disk, places
 from set_diffusion_jax.storage.faults import retried
 
 
@@ -32,11 +31,12 @@ class Copies:
 
   def __enter__(self) -> "Copies":
     with self._told():
-      self.path = pathlib.Path(tempfile.mkdtemp(prefix="set-diffusion-"))
+      self._scratch = disk.scratch()
+    self.path = pathlib.Path(self._scratch.name)
     return self
 
   def __exit__(self, *exception) -> None:
-    shutil.rmtree(self.path, ignore_errors=True)
+    self._scratch.cleanup()
 
   def get(self, names: Iterable[str], most: int | None = None) -> pathlib.Path:
     """The folder of the copies, with those of the named files that the bucket has.

@@ -6,16 +6,15 @@ objects with slashes in their names; an object appears whole or not at all, and 
 be appended to or renamed.
 """
 
-import errno
 import os
 import pathlib
 import re
-import secrets
 
 from etils import epath
 
 from set_diffusion_jax.errors import UserError
 from set_diffusion_jax.inputs import paths
+from set_diffusion_jax.storage import disk
 from set_diffusion_jax.storage.refusals import explained
 
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
@@ -118,7 +117,7 @@ def write_text(place: pathlib.Path, content: str | bytes) -> None:
     data = content.encode() if isinstance(content, str) else content
     store().pipe_file(os.fspath(place), data)
   else:
-    paths.write_whole(place, content)
+    disk.write_whole(place, content)
 
 
 def create(place: pathlib.Path, content: str) -> bool:
@@ -132,29 +131,7 @@ def create(place: pathlib.Path, content: str) -> bool:
     except FileExistsError:
       return False
     return True
-  # Processes of two hosts, or containers, may have the same number.
-  fresh = place.with_name(f".set-diffusion-{secrets.randbits(63)}.tmp")
-  try:
-    fresh.write_text(content, encoding="utf-8")
-    os.link(fresh, place)  # unlike a rename, it never replaces
-  except FileExistsError:
-    return False
-  except OSError as error:
-    if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS):
-      raise
-    return _create_in_place(place, content)  # no file has two names there
-  finally:
-    fresh.unlink(missing_ok=True)
-  return True
-
-
-def _create_in_place(place: pathlib.Path, content: str) -> bool:
-  try:
-    with place.open("x", encoding="utf-8") as file:
-      file.write(content)
-  except FileExistsError:
-    return False
-  return True
+  return disk.create(place, content)
 
 
 def exists(place: pathlib.Path) -> bool:
@@ -179,7 +156,13 @@ def names(folder: pathlib.Path) -> list[str]:
     found = os.listdir(folder)
   except (FileNotFoundError, NotADirectoryError):
     return []
-  return sorted(name for name in found if not paths.is_fresh(name))
+  return sorted(name for name in found if not disk.is_fresh(name))
+
+
+def in_bucket(place: pathlib.Path) -> tuple[str, str]:
+  """The bucket of a path that is in one, and the name there."""
+  bucket, _, name = os.fspath(place).removeprefix("gs://").partition("/")
+  return bucket, name
 
 
 def sizes(folder: pathlib.Path) -> dict[str, int]:

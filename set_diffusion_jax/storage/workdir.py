@@ -6,6 +6,7 @@ import pathlib
 from set_diffusion_jax.config import Config
 from set_diffusion_jax.data.pipeline import FIGURES
 from set_diffusion_jax.errors import UserError
+from set_diffusion_jax.inputs.names import step_number
 from set_diffusion_jax.inputs.records import parse_json
 from set_diffusion_jax.storage import lease, places, steps
 
@@ -50,6 +51,27 @@ def _compared(fingerprint: dict) -> dict:
 def has_checkpoint(workdir: pathlib.Path) -> bool:
   """Whether there is a finished step to go on from."""
   return bool(steps.numbers(workdir / CHECKPOINTS))
+
+
+def names_step(path: pathlib.Path) -> bool:
+  """Whether a path is that of a step, there or not: `checkpoints/STEP`.
+
+  Raises:
+    UserError: it has a number there that no step can have.
+  """
+  if path.parent.name != CHECKPOINTS or not path.name.isdigit():
+    return False
+  if step_number(path.name) is None:
+    raise UserError(f"{path}: {path.name} is no number of a step")
+  return True
+
+
+def newest_step(workdir: pathlib.Path) -> int:
+  """The number of the last finished step; UserError where there is none."""
+  found = steps.numbers(workdir / CHECKPOINTS)
+  if not found:
+    raise UserError(f"{workdir}: has no checkpoint yet")
+  return found[-1]
 
 
 def is_run(workdir: pathlib.Path) -> bool:
