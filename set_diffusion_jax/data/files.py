@@ -8,8 +8,9 @@ from collections.abc import Iterable, Iterator
 from set_diffusion_jax.config import DataConfig
 from set_diffusion_jax.errors import UserError
 from set_diffusion_jax.inputs import paths
+from set_diffusion_jax.inputs.names import shown
 from set_diffusion_jax.inputs.records import parse_record
-from set_diffusion_jax.inputs.text import Found, check_text, read_lines
+from set_diffusion_jax.inputs.text import Found, read_lines, utf8
 
 
 class Files:
@@ -43,7 +44,7 @@ class Files:
     return some_text(self._where, every)
 
   def _of(self, path: pathlib.Path) -> Iterator[str]:
-    where = f"{self._where}: {shown(path)}"
+    where = f"{self._where}: {shown(str(path), 300)}"
     self._check_same(path, where)
     found = Found()
     # JSON has its own white space, and what stands in its strings is kept.
@@ -99,13 +100,6 @@ def _matching(where: str, pattern: str) -> list[pathlib.Path]:
   return found
 
 
-def shown(name: object) -> str:
-  """A name or a key as it stands in a message: in one line, and not endless."""
-  text = str(name)
-  text = text if text.isprintable() else json.dumps(text)
-  return text if len(text) <= 300 else f"{text[:300]}..."
-
-
 def some_text(where: str, documents: Iterable[str]) -> Iterator[str]:
   """The documents; UserError after the last one if all are blank."""
   found = False
@@ -134,8 +128,8 @@ def _text_of(record: dict, name: str, field: str, where: str) -> str:
   except UnicodeDecodeError as error:
     raise UserError(f"{where}: is not UTF-8 at byte {error.start}") from None
   if not all(isinstance(value, str) for value in values):
-    known = shown(", ".join(map(str, record)))
+    known = shown(", ".join(map(str, record)), 300)
     raise UserError(f'data.{name} = "{field}": {where} has no such text, but {known}')
   text = " ".join(values)
-  check_text(text, where)
+  utf8(text, where)
   return text

@@ -6,7 +6,7 @@ import stat
 from collections.abc import Collection, Iterator, Mapping
 
 from set_diffusion_jax.errors import UserError
-from set_diffusion_jax.inputs.text import check_pointer
+from set_diffusion_jax.inputs.text import check_pointer, utf8
 
 LONGEST = 255  # bytes of a file's name, as file systems have it
 LARGEST_STEP = 2**63 - 1
@@ -75,11 +75,7 @@ def named_texts(files: object, where: str, allowed: Collection[str]) -> dict[str
       raise UserError(f"{where}: file name '{shown(name)}': must be one of {known}")
     if not isinstance(text, str):
       raise UserError(f"{where}: {name} is {shown(text)}; must be a text")
-    try:
-      text.encode()
-    except UnicodeEncodeError as error:
-      reason = f"is no Unicode text, at character {error.start + 1}"
-      raise UserError(f"{where}: {name} {reason}") from None
+    utf8(text, f"{where}: {name}")
   return dict(files)
 
 

@@ -165,11 +165,21 @@ def _check_start(line: bytes, where: str) -> None:
     raise UserError(f"{where}: is packed by gzip, its name must end in .gz")
 
 
-def check_text(text: str, where: str) -> None:
-  """UserError for half a character: a surrogate, which no UTF-8 can spell out."""
+def utf8(text: str, where: str | None = None) -> bytes:
+  """A text's bytes.
+
+  Args:
+    text: from outside.
+    where: names it in messages; None: its first characters do.
+
+  Raises:
+    UserError: it has half a character, a surrogate: that is what bytes that are no
+      UTF-8 become on a command line, and what JSON can spell out.
+  """
   try:
-    text.encode()
+    return text.encode()
   except UnicodeEncodeError as error:
+    where = f"text {text[:20]!r}" if where is None else where
     raise UserError(
       f"{where}: half a character (a surrogate) at {error.start}"
     ) from None
@@ -182,10 +192,9 @@ def argument_text(text: str, where: str) -> str:
     UserError: they are not.
   """
   try:
-    text.encode()
-  except UnicodeEncodeError:  # bytes that the locale could not read stand as surrogates
+    return utf8(text).decode()
+  except UserError:  # bytes that the locale could not read stand as surrogates
     try:
       return os.fsencode(text).decode()
     except UnicodeError:
       raise UserError(f"{where}: {text[:40]!r} is not UTF-8") from None
-  return text
