@@ -137,7 +137,6 @@ CASES = {
   "test_storage_readers.py::test_damage_is_told_in_a_line": [],
   "test_storage_refusals.py::test_no_network": [],
   "test_storage_runs.py::test_a_damaged_step_is_set_aside_and_a_torn_one_is_not": [],
-  "test_storage_runs.py::test_killed_runs_go_on_as_if_nothing_had_been": [],
   "test_train.py::test_a_directory_of_another_run_is_refused": ["change0", "change6"],
   "test_train.py::test_a_diverged_run_keeps_its_last_good_checkpoint": [],
   "test_train.py::test_changing_cadence_mesh_and_length_of_a_run_is_allowed": [],
