@@ -40,12 +40,15 @@ class Hub:
     asked: "METHOD path" of every request, in order.
     broken: a code that answers every request, or GONE; None: it works.
     full: whether uploads are forbidden.
+    at_blob: called before the content of a file is taken.
     at_commit: called before a commit is looked at.
+    lost: whether a commit is made, and the connection closed without an answer.
   """
 
   def __init__(self):
     self.repositories, self.asked = {}, []
-    self.broken, self.full, self.at_commit = None, False, lambda: None
+    self.broken, self.full, self.lost = None, False, False
+    self.at_blob = self.at_commit = lambda: None
     self._blobs = {}
 
   def __enter__(self):
@@ -211,6 +214,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     self.answer(200, {"transfer": "basic", "objects": objects})
 
   def blob(self, oid):
+    self.hub.at_blob()
+    if self.hub.broken == GONE:
+      self.close_connection = True
+      return
     if self.hub.full:
       self.answer(403, {"error": "no room"})
       return
@@ -219,6 +226,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
   def commit(self, name):
     self.hub.at_commit()
+    if self.hub.broken == GONE:
+      self.close_connection = True
+      return
     found = self.hub.repositories[name]
     files = dict(found.commits[found.sha("main")])
     for line in map(json.loads, self.body.splitlines()):
@@ -232,6 +242,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
       else:
         files[value["path"]] = base64.b64decode(value["content"])
     sha = found.commit(files)
+    if self.hub.lost:
+      self.close_connection = True
+      return
     url = f"{self.hub.url}/{name}/commit/{sha}"
     self.answer(200, {"success": True, "commitOid": sha, "commitUrl": url})
 

@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 import jax
@@ -12,14 +13,15 @@ import numpy as np
 import pytest
 
 from set_diffusion_jax import cli, load
-from set_diffusion_jax.convert import convert, describe
+from set_diffusion_jax.convert import convert, describe, located
 from set_diffusion_jax.errors import UserError
 from set_diffusion_jax.training.train import Run
-from tests import tiny
+from tests import jobs, tiny
 from tests.convert_files import torch_bytes
 from tests.golden import Golden
 from tests.hub_server import GONE, TOKEN, Hub, Repository
 from tests.test_convert import reference, stored, train_state
+from tests.test_inputs_tokenizers import added, file
 
 hub = pytest.importorskip("huggingface_hub", reason="huggingface_hub")
 download = pytest.importorskip("huggingface_hub.file_download")
@@ -280,6 +282,59 @@ def test_an_upload_that_fails_commits_nothing(server, both, monkeypatch):
   assert convert(run, "hf://org/new").destination.startswith("hf://org/new@")
 
 
+@pytest.mark.parametrize("moment", ["at_blob", "at_commit"])
+def test_a_server_that_dies_in_an_upload(server, both, monkeypatch, moment):
+  _, run = both
+  monkeypatch.setenv("HF_TOKEN", TOKEN)
+  monkeypatch.setattr(server, moment, lambda: setattr(server, "broken", GONE))
+  line = refused(lambda: convert(run, "hf://org/new"), "hf://org/new", server.url)
+  assert "look whether it has the files" in line
+  assert len(server.repositories["org/new"].commits) == 1, "of its creation"
+  monkeypatch.setattr(server, moment, lambda: None)
+  server.broken = None
+  assert convert(run, "hf://org/new").destination.startswith("hf://org/new@")
+
+
+def test_an_upload_whose_answer_is_lost(server, both, monkeypatch):
+  _, run = both
+  monkeypatch.setenv("HF_TOKEN", TOKEN)
+  server.lost = True
+  refused(lambda: convert(run, "hf://org/new"), "look whether it has the files")
+  assert len(server.repositories["org/new"].commits) == 2, "it is there"
+  server.lost = False
+  refused(lambda: convert(run, "hf://org/new"), "config.json", "new repository")
+
+
+def test_a_kill_in_an_upload_commits_nothing(server, both, monkeypatch, tmp_path):
+  _, run = both
+  monkeypatch.setenv("HF_TOKEN", TOKEN)
+  reached, go = threading.Event(), threading.Event()
+
+  def wait():
+    reached.set()
+    go.wait(60)
+
+  server.at_blob = wait
+  home = {
+    "HF_ENDPOINT": server.url,
+    "HF_HOME": str(tmp_path),
+    "HF_HUB_DISABLE_XET": "1",
+  }
+  code = "from set_diffusion_jax.storage import hub; import pathlib, sys\n"
+  code += "hub.upload('hf://org/new', pathlib.Path(sys.argv[1]))"
+  folder, _ = both
+  process = subprocess.Popen(
+    [sys.executable, "-c", code, folder], env={**os.environ, **home}, cwd=jobs.ROOT
+  )
+  assert reached.wait(60)
+  process.kill()
+  process.wait()
+  go.set()
+  server.at_blob = lambda: None
+  assert len(server.repositories["org/new"].commits) == 1, "of its creation"
+  assert convert(run, "hf://org/new").destination.startswith("hf://org/new@")
+
+
 def test_nothing_is_uploaded_that_is_not_right(server, both, monkeypatch):
   from set_diffusion_jax.convert import conversion
 
@@ -337,14 +392,86 @@ def test_a_run_starts_from_a_commit(server, tmp_path):
   refused(lambda: started("hf://org/none"), "hf://org/none")
 
 
-def test_sampling_is_that_of_the_directory(server, both, tmp_path, capsys):
+def test_figures_and_texts_are_those_of_the_directory(server, tmp_path, capsys):
+  train_state(tmp_path / "run")
+  convert(tmp_path / "run", tmp_path / "published")
+  words = "[UNK] the old river ran past a small".split()
+  special = [
+    added(8 + i, f"[{n}]") for i, n in enumerate(("BOS", "EOS", "PAD", "MASK"))
+  ]
+  text = file({word: i for i, word in enumerate(words)}, *special)
+  (tmp_path / "published/tokenizer.json").write_text(text)
+  _, commit = published(server, tmp_path / "published")
+  (tmp_path / "text.txt").write_text("the old river ran past a small river\n" * 40)
+  held_out = f"--config.data.validation_path={tmp_path}/text.txt"
+  found = []
+  for number, name in enumerate((str(tmp_path / "published"), URL)):
+    out = tmp_path / f"{number}.json"
+    found.append({})
+    for verb, *words in (
+      ("evaluate", "--config.data.source=text", held_out, "--sequences=4"),
+      ("sample", "--length=8", "--num=2"),
+      ("infill", "the [MASK:3]"),
+    ):
+      command = [verb, f"--checkpoint={name}", *words, f"--output={out}"]
+      assert cli.main(command) == 0, capsys.readouterr().err
+      rows = out.read_text().splitlines() if verb != "evaluate" else [out.read_text()]
+      found[-1][verb] = list(map(json.loads, rows))
+  for verb, rows in found[1].items():
+    for row in rows:
+      assert row.pop("checkpoint") == f"{URL}@{commit}"
+    for row in (*rows, *found[0][verb]):
+      row.pop("seconds", None)
+    assert rows == found[0][verb] and rows
+
+
+def test_a_branch_that_moves_while_it_is_read(server, both, monkeypatch):
+  from set_diffusion_jax.storage import hub as room
+
+  folder, _ = both
+  repository, commit = published(server, folder)
+  get = room.Snapshot.get
+
+  def moving(self, names, most=None):
+    found = get(self, names, most)
+    repository.commit({"config.json": b"{}"})
+    return found
+
+  monkeypatch.setattr(room.Snapshot, "get", moving)
+  there = load(URL)
+  assert there.origin == f"{URL}@{commit}"
+  jax.tree.map(np.testing.assert_array_equal, there.params, load(folder).params)
+
+
+def test_a_file_that_is_too_large(server, both, monkeypatch):
   folder, _ = both
   published(server, folder)
-  found = []
-  for number, name in enumerate((str(folder), URL)):
-    out = tmp_path / f"{number}.jsonl"
-    command = ["sample", f"--checkpoint={name}", "--length=8", "--num=2"]
-    assert cli.main([*command, f"--output={out}"]) == 0, capsys.readouterr().err
-    rows = map(json.loads, out.read_text().splitlines())
-    found.append([row["tokens"] for row in rows])
-  assert found[0] == found[1] and len(found[0]) == 2
+  size = (folder / "config.json").stat().st_size
+  monkeypatch.setattr(located, "LARGEST_JSON", size - 1)
+  refused(lambda: load(URL), URL, f"config.json has {size} bytes, must have at most")
+  assert not server.files_asked()
+
+
+@pytest.mark.parametrize(
+  ("name", "says"),
+  [
+    ("hf://org/none", "no such repository"),
+    ("hf://org/gated", "is a gated repository"),
+    ("hf://org/model@v9", "has no revision v9"),
+  ],
+)
+def test_every_command_says_what_is_refused(server, both, tmp_path, capsys, name, says):
+  folder, _ = both
+  published(server, folder)
+  published(server, folder, "org/gated", gated=True)
+  for words in (
+    *([verb, f"--checkpoint={name}"] for verb in ("evaluate", "sample")),
+    ["infill", f"--checkpoint={name}", "It [MASK:3]"],
+    ["inspect", name],
+    ["convert", name, str(tmp_path / "out")],
+  ):
+    assert cli.main(words) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and said.startswith(f"error: {name}: ")
+    assert says in said
+  assert not list(tmp_path.glob("out*"))

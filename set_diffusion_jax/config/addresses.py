@@ -21,10 +21,7 @@ def check_addresses(config) -> None:
     _require_path(f"data.{name}", value, f"{_DISK}, but {_BUCKET}")
   _require_path("data.tokenizer", data.tokenizer, _DISK)
   _require_path("evaluate.order", config.evaluate.order, _DISK)
-  start = config.init_from or ""
-  if not (places.is_remote(start) or hub.is_url(start)):
-    right = "a path, gs://BUCKET/PATH or hf://ORG/NAME[@REVISION]"
-    _require_path("init_from", start, right)
+  _check_start(config.init_from or "")
   if data.source != "tfds":
     _check_place("data.directory", data.directory)
 
@@ -42,3 +39,13 @@ def _check_place(name: str, value: str | None) -> None:
   except UserError as error:
     problem = str(error).removeprefix(value)
     raise UserError(f"{name} = {json.dumps(value)}{problem}") from None
+
+
+def _check_start(start: str) -> None:
+  try:
+    if hub.is_url(start):
+      hub.address(start)
+    elif is_url(start):
+      places.path(start, stores=("disk", "gs", "hf"))
+  except UserError as error:
+    raise UserError(f"init_from = {error}") from None

@@ -13,7 +13,7 @@ from set_diffusion_jax.convert.source import TENSOR_FILES
 from set_diffusion_jax.convert.tensors import LARGEST_JSON, read_json
 from set_diffusion_jax.data.pieces import FILE
 from set_diffusion_jax.errors import UserError
-from set_diffusion_jax.inputs.names import bare_name, part, step_number
+from set_diffusion_jax.inputs.names import bare_name, part
 from set_diffusion_jax.storage import hub, places, refusals, steps, workdir
 from set_diffusion_jax.storage.copies import Copies
 
@@ -79,7 +79,7 @@ def located(text: str | os.PathLike) -> Iterator[Located]:
 
 @contextlib.contextmanager
 def _in_bucket(place: pathlib.Path) -> Iterator[Located]:
-  if place.parent.name == workdir.CHECKPOINTS and step_number(place.name) is not None:
+  if workdir.names_step(place):
     if not steps.finished(place):
       raise UserError(f"{place}: has no finished checkpoint of step {place.name}")
     yield Located(place, str(place))

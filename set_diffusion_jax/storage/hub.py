@@ -164,7 +164,7 @@ def upload(url: str, folder: pathlib.Path) -> str:
 
   Raises:
     UserError: the repository holds other files, or the server refuses; it then has
-      none of the files.
+      none of the files. If the server fell silent it has all of them or none.
   """
   place = _destination(url)
   hub = _library(url)
@@ -173,13 +173,18 @@ def upload(url: str, folder: pathlib.Path) -> str:
     api.create_repo(place.repository, private=True, exist_ok=True)
     info = api.model_info(place.repository, timeout=_TIMEOUT)
     there = _check_free(url, info)
-    done = api.upload_folder(
-      repo_id=place.repository,
-      folder_path=folder,
-      commit_message="Converted by set_diffusion_jax",
-      ignore_patterns=sorted(there),
-      parent_commit=info.sha,  # the server refuses if somebody was faster
-    )
+  try:
+    with explained(hub, url, place):
+      done = api.upload_folder(
+        repo_id=place.repository,
+        folder_path=folder,
+        commit_message="Converted by set_diffusion_jax",
+        ignore_patterns=sorted(there),
+        parent_commit=info.sha,  # the server refuses if somebody was faster
+      )
+  except Silent as silent:
+    right = "look whether it has the files, and try again if not"
+    raise UserError(f"{url}: {silent.reason} in the upload; {right}") from None
   return f"{SCHEME}{place.repository}@{done.oid}"
 
 

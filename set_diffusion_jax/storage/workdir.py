@@ -14,29 +14,46 @@ CONFIG = "config.json"
 CHECKPOINTS = "checkpoints"
 
 
-def claim(workdir: pathlib.Path, config: Config, fingerprint: dict) -> None:
-  """Makes a directory the home of a run, or checks that it is this run's home.
+def check(workdir: pathlib.Path, config: Config, fingerprint: dict) -> bool:
+  """Whether a directory holds this run already; nothing is written.
 
   Raises:
     UserError: it holds a run whose identity differs, or is not a work directory.
   """
-  path = workdir / CONFIG
   if not places.is_remote(workdir) and workdir.exists() and not workdir.is_dir():
     raise UserError(f"--workdir={workdir}: must be a directory, is a file")
-  text = json.dumps({"config": config.to_dict(), "data": fingerprint}, indent=2) + "\n"
   try:
-    if not places.is_remote(workdir):  # a bucket has no folders
-      workdir.mkdir(parents=True, exist_ok=True)
     found = [name for name in places.names(workdir) if name != lease.FOLDER]
-    if found and CONFIG not in found:
+    if not found:
+      return False
+    if CONFIG not in found:
       raise UserError(
         f"--workdir={workdir}: holds files but no run; give a new directory"
       )
-    if not found and places.create(path, text):
-      return
     stored, stored_fingerprint = read(workdir)
-    _compare(workdir, stored.identity(), config.identity())
-    _compare(workdir, _compared(stored_fingerprint), _compared(fingerprint))
+  except OSError as error:
+    raise UserError(f"--workdir={workdir}: {error.strerror or error}") from None
+  _compare(workdir, stored.identity(), config.identity())
+  _compare(workdir, _compared(stored_fingerprint), _compared(fingerprint))
+  return True
+
+
+def claim(workdir: pathlib.Path, config: Config, fingerprint: dict) -> None:
+  """Makes a directory the home of a run, or checks that it is this run's home.
+
+  Raises:
+    UserError: as `check`, or it cannot be written.
+  """
+  path = workdir / CONFIG
+  text = json.dumps({"config": config.to_dict(), "data": fingerprint}, indent=2) + "\n"
+  there = check(workdir, config, fingerprint)
+  try:
+    if not places.is_remote(workdir):  # a bucket has no folders
+      workdir.mkdir(parents=True, exist_ok=True)
+    if not there and places.create(path, text):
+      return
+    if not there:  # others were faster
+      check(workdir, config, fingerprint)
     places.write_text(path, text)
   except OSError as error:
     raise UserError(f"--workdir={workdir}: {error.strerror or error}") from None

@@ -55,6 +55,8 @@ def train(
   run = processes.together(lambda: Run.build(config))
   processes.check_same({f"data.{k}": v for k, v in run.corpus.fingerprint.items()})
   evaluator = Evaluator(run.objective, run.corpus.validation, run.mesh)
+  identity = directory, config, run.corpus.fingerprint
+  processes.from_first(lambda: workdir.check(*identity))  # before the lease is written
   if not processes.from_first(lambda: workdir.has_checkpoint(directory)):
     current, weights_from, news = run.start()  # before anything is written
   first, owed, total = 0, False, config.train.steps
@@ -63,9 +65,7 @@ def train(
     directory / workdir.CHECKPOINTS, config.train.keep_latest, config.train.keep_best
   )
   with Preemption() as preemption, Home(directory, lease_timeout) as home:
-    processes.from_first(
-      lambda: workdir.claim(directory, config, run.corpus.fingerprint)
-    )
+    processes.from_first(lambda: workdir.claim(*identity))
     found = checkpoints.restore_newest(run.abstract_state(), batches)
     if found is not None:
       first, current = found.step, found.state
