@@ -8,7 +8,7 @@ import socket
 import pytest
 
 from set_diffusion_jax import cli
-from set_diffusion_jax.cli.files import check_output
+from set_diffusion_jax.cli.files import check_folder, check_output
 from set_diffusion_jax.errors import UserError
 from set_diffusion_jax.evaluate import PartialResults
 from tests import jobs, tiny
@@ -105,6 +105,17 @@ def test_what_cannot_be_written_is_refused_before_work(tmp_path):
   (tmp_path / "dangling").symlink_to("new")
   check_output(tmp_path / "dangling")
   assert there.read_text() == "mine"
+
+
+def test_a_cache_that_cannot_be_written_is_refused(tmp_path, config, capsys):
+  (tmp_path / "loop").symlink_to("loop")
+  for name in ("text.txt", "text.txt/x", "loop/x"):
+    command = ["train", f"--config={config}", f"--workdir={tmp_path}/run"]
+    command.append(f"--compilation-cache={tmp_path}/{name}")
+    refused(capsys, command, "--compilation-cache", "is no directory")
+  assert not (tmp_path / "run").exists()
+  check_folder(tmp_path / "new" / "cache", "--compilation-cache")
+  assert not (tmp_path / "new").exists()
 
 
 def test_rows_that_are_done_replace_no_file_of_the_users(tmp_path):

@@ -13,7 +13,7 @@ import jax
 
 from set_diffusion_jax import cluster, numerics, processes, sharding
 from set_diffusion_jax.cli.evaluate import evaluate
-from set_diffusion_jax.cli.files import check_output, drop_output
+from set_diffusion_jax.cli.files import check_folder, check_output, drop_output
 from set_diffusion_jax.cli.generate import infill, sample
 from set_diffusion_jax.cli.inspect import convert, inspect
 from set_diffusion_jax.cli.parser import make_parser
@@ -165,4 +165,5 @@ def _join(arguments: argparse.Namespace) -> None:
     arguments.meeting_timeout,
   )
   if arguments.compilation_cache is not None:
+    check_folder(arguments.compilation_cache, "--compilation-cache")
     jax.config.update("jax_compilation_cache_dir", str(arguments.compilation_cache))
