@@ -1,9 +1,11 @@
 """Outputs: nothing of the user's is replaced, what cannot be written costs no work."""
 
 import fcntl
+import io
 import json
 import os
 import socket
+import sys
 
 import pytest
 
@@ -116,6 +118,16 @@ def test_a_cache_that_cannot_be_written_is_refused(tmp_path, config, capsys):
   assert not (tmp_path / "run").exists()
   check_folder(tmp_path / "new" / "cache", "--compilation-cache")
   assert not (tmp_path / "new").exists()
+
+
+def test_what_the_locale_c_cannot_encode_is_escaped(tmp_path, monkeypatch):
+  folder = tmp_path / "caf\N{LATIN SMALL LETTER E WITH ACUTE}"
+  folder.symlink_to(PUBLISHED)
+  written = io.BytesIO()
+  out = io.TextIOWrapper(written, encoding="ascii", errors="surrogateescape")
+  monkeypatch.setattr(sys, "stdout", out)
+  assert cli.main(["inspect", str(folder)]) == 0
+  assert b"/caf\\xe9: pytorch" in written.getvalue()
 
 
 def test_rows_that_are_done_replace_no_file_of_the_users(tmp_path):

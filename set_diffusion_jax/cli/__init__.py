@@ -33,6 +33,10 @@ from set_diffusion_jax.preemption import EXIT_CODE
 __all__ = ["guarded", "main", "quiet", "read_config"]
 
 
+# Ways of an output that raise for what it cannot encode; the second is the locale C's.
+_FAILING = ("strict", "surrogateescape")
+
+
 def quiet() -> None:
   """Keeps libraries from logging what is not for the user."""
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -59,8 +63,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def guarded(act: Callable[[], int]) -> int:
   """The exit code of what `act` does; the ways it may end early in a line each."""
   quiet()
-  if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
-    sys.stdout.reconfigure(errors="backslashreplace")  # of what it cannot encode
+  # What it cannot encode is escaped.
+  if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors in _FAILING:
+    sys.stdout.reconfigure(errors="backslashreplace")
   try:
     code = act()
     sys.stdout.flush()
