@@ -14,7 +14,7 @@ from set_diffusion_jax.cli.files import check_folder, check_output
 from set_diffusion_jax.errors import UserError
 from set_diffusion_jax.evaluate import PartialResults
 from tests import jobs, tiny
-from tests.test_inputs_paths import refused
+from tests.test_inputs_paths import refused, small_files
 
 PUBLISHED = jobs.ROOT / "tests/reference/models/setdlm_dit"
 
@@ -143,6 +143,12 @@ def test_rows_that_are_done_replace_no_file_of_the_users(tmp_path):
   os.mkfifo(partial)
   with pytest.raises(UserError, match="a pipe or a device"):
     PartialResults(output, {"a": 2}, 3, 1)
+
+
+def test_rows_that_are_done_on_a_full_disk(tmp_path):
+  with small_files(0), pytest.raises(UserError, match="File too large"):
+    PartialResults(tmp_path / "o.json", {"a": 2}, 3, 1)
+  assert os.listdir(tmp_path) == []
 
 
 def test_rows_that_are_done_beside_the_longest_name(tmp_path):
