@@ -21,6 +21,7 @@ _COMMAND = {
   "jax_default_matmul_precision": None,
   "jax_disable_jit": False,  # operations one by one are rounded in other places
   "jax_disable_most_optimizations": False,  # as above
+  "jax_debug_key_reuse": False,  # it takes keys folded by row for keys used twice
   "jax_transfer_guard": "allow",  # texts go to the device, figures come back
 }
 

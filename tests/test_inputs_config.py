@@ -325,6 +325,19 @@ def test_rows_without_a_token(tmp_path):
   assert found["vocabulary"]["mask"] == 3
 
 
+@pytest.mark.parametrize("kind", ["bos", "eos"])
+def test_a_mask_that_begins_or_ends_texts(tmp_path, kind):
+  ids = {"bos_token_id": 1, "eos_token_id": 2}
+  mask = {"mask_token_id": ids[f"{kind}_token_id"]}
+  words = "mask_token_id", f"must be another id than {kind}_token_id"
+  refused(plain(tmp_path / "plain", tokens=20, **ids, **mask), *words)
+  refused(plain(tmp_path / "bare", **{**ids, f"{kind}_token_id": ROWS - 1}), *words)
+  folder = reference("setdlm_dit", tmp_path / "published")
+  values = published("setdlm_dit") | ids | mask | {"tokenization_config": None}
+  (folder / "config.json").write_text(json.dumps(values))
+  refused(folder, *words)
+
+
 def test_rows_without_a_token_of_a_published_model(tmp_path):
   folder = reference("setdlm_dit", tmp_path / "first")
   plain(tmp_path / "q", tokens=50)

@@ -70,6 +70,7 @@ CHANGES = [
   ("tokenizer.size", 0, "tokenizer."),
   ("tokenizer.size", 2**40, "tokenizer.size"),
   ("tokenizer.mask", 64, "tokenizer.mask = 64; must be a number below 64"),
+  ("tokenizer.mask", 61, "tokenizer.mask = 61; must be another id than those of bos"),
   ("tokenizer.pad", -1, "tokenizer.pad = -1"),
   ("tokenizer.bos", None, "tokenizer.bos = a NoneType"),
   ("tokenizer.used_ids", 65, "tokenizer.used_ids = 65; must be a number from 1 to 64"),

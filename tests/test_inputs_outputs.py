@@ -1,18 +1,20 @@
 """Outputs: nothing of the user's is replaced, what cannot be written costs no work."""
 
 import fcntl
+import io
 import json
 import os
 import socket
+import sys
 
 import pytest
 
 from set_diffusion_jax import cli
-from set_diffusion_jax.cli.files import check_output
+from set_diffusion_jax.cli.files import check_folder, check_output
 from set_diffusion_jax.errors import UserError
 from set_diffusion_jax.evaluate import PartialResults
 from tests import jobs, tiny
-from tests.test_inputs_paths import refused
+from tests.test_inputs_paths import refused, small_files
 
 PUBLISHED = jobs.ROOT / "tests/reference/models/setdlm_dit"
 
@@ -107,6 +109,27 @@ def test_what_cannot_be_written_is_refused_before_work(tmp_path):
   assert there.read_text() == "mine"
 
 
+def test_a_cache_that_cannot_be_written_is_refused(tmp_path, config, capsys):
+  (tmp_path / "loop").symlink_to("loop")
+  for name in ("text.txt", "text.txt/x", "loop/x"):
+    command = ["train", f"--config={config}", f"--workdir={tmp_path}/run"]
+    command.append(f"--compilation-cache={tmp_path}/{name}")
+    refused(capsys, command, "--compilation-cache", "is no directory")
+  assert not (tmp_path / "run").exists()
+  check_folder(tmp_path / "new" / "cache", "--compilation-cache")
+  assert not (tmp_path / "new").exists()
+
+
+def test_what_the_locale_c_cannot_encode_is_escaped(tmp_path, monkeypatch):
+  folder = tmp_path / "caf\N{LATIN SMALL LETTER E WITH ACUTE}"
+  folder.symlink_to(PUBLISHED)
+  written = io.BytesIO()
+  out = io.TextIOWrapper(written, encoding="ascii", errors="surrogateescape")
+  monkeypatch.setattr(sys, "stdout", out)
+  assert cli.main(["inspect", str(folder)]) == 0
+  assert b"/caf\\xe9: pytorch" in written.getvalue()
+
+
 def test_rows_that_are_done_replace_no_file_of_the_users(tmp_path):
   output, partial = tmp_path / "o.json", tmp_path / "o.json.partial"
   for mine in ("no newline", '{"a": 1', "a line\n"):
@@ -120,6 +143,12 @@ def test_rows_that_are_done_replace_no_file_of_the_users(tmp_path):
   os.mkfifo(partial)
   with pytest.raises(UserError, match="a pipe or a device"):
     PartialResults(output, {"a": 2}, 3, 1)
+
+
+def test_rows_that_are_done_on_a_full_disk(tmp_path):
+  with small_files(0), pytest.raises(UserError, match="File too large"):
+    PartialResults(tmp_path / "o.json", {"a": 2}, 3, 1)
+  assert os.listdir(tmp_path) == []
 
 
 def test_rows_that_are_done_beside_the_longest_name(tmp_path):

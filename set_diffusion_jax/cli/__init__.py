@@ -13,7 +13,7 @@ import jax
 
 from set_diffusion_jax import cluster, numerics, processes, sharding
 from set_diffusion_jax.cli.evaluate import evaluate
-from set_diffusion_jax.cli.files import check_output, drop_output
+from set_diffusion_jax.cli.files import check_folder, check_output, drop_output
 from set_diffusion_jax.cli.generate import infill, sample
 from set_diffusion_jax.cli.inspect import convert, inspect
 from set_diffusion_jax.cli.parser import make_parser
@@ -33,6 +33,10 @@ from set_diffusion_jax.inputs import terminal
 from set_diffusion_jax.preemption import EXIT_CODE
 
 __all__ = ["guarded", "main", "quiet", "read_config"]
+
+
+# Ways of an output that raise for what it cannot encode; the second is the locale C's.
+_FAILING = ("strict", "surrogateescape")
 
 
 def quiet() -> None:
@@ -62,8 +66,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def guarded(act: Callable[[], int]) -> int:
   """The exit code of what `act` does; the ways it may end early in a line each."""
   quiet()
-  if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
-    sys.stdout.reconfigure(errors="backslashreplace")  # of what it cannot encode
+  # What it cannot encode is escaped.
+  if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors in _FAILING:
+    sys.stdout.reconfigure(errors="backslashreplace")
   try:
     code = act()
     sys.stdout.flush()
@@ -170,4 +175,5 @@ def _join(arguments: argparse.Namespace) -> None:
     arguments.meeting_timeout,
   )
   if arguments.compilation_cache is not None:
+    check_folder(arguments.compilation_cache, "--compilation-cache")
     jax.config.update("jax_compilation_cache_dir", str(arguments.compilation_cache))

@@ -89,6 +89,14 @@ def check_output(
       raise UserError(f"{where}: is read by this command; give another file")
 
 
+def check_folder(path: pathlib.Path, option: str) -> None:
+  """UserError for a folder that is not there and cannot be made, or is not writable."""
+  whole = path.absolute()
+  there = next(p for p in (whole, *whole.parents) if os.path.lexists(p))
+  if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+    raise UserError(f"{option}={path}: {there} is no directory that can be written")
+
+
 def _is_open_or_special(path: pathlib.Path) -> bool:
   """Whether a path is an open file, a device or a pipe, which can be written.
 

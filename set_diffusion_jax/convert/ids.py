@@ -65,6 +65,7 @@ def published_ids(
   ids["pad"] = _id(said, "pad", rows, ids["mask"], notes)
   ids["bos"] = _id(said, "bos", rows, ids["pad"], notes)
   ids["eos"] = _id(said, "eos", rows, ids["pad"], notes)
+  _check_mask(said, ids)
   inner.only({name: (value,) for name, value in said.values.items()})
   if tokens is not None:
     used = min(used, max(tokens, *(1 + i for i in ids.values())))
@@ -99,8 +100,16 @@ def plain_ids(
   if fields.get("mask_token_id") is None and tokens is not None and used == rows:
     fields.wrong("mask_token_id", "a special token's id, as every row has a token")
   ids["mask"] = _id(fields, "mask", rows, rows - 1, notes)
+  _check_mask(fields, {**ids, "eos": eos})
   _say_padding(rows, used, notes)
   return Vocabulary(size=rows, eos=eos, **ids), used
+
+
+def _check_mask(fields: Fields, ids: dict[str, int]) -> None:
+  """UserError where [MASK], which is never generated, would begin or end texts."""
+  for kind in ("bos", "eos"):
+    if ids[kind] == ids["mask"]:
+      fields.wrong("mask_token_id", f"another id than {kind}_token_id {ids[kind]}")
 
 
 def _id(

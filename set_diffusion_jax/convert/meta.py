@@ -154,6 +154,8 @@ def _vocabulary(tokenizer: Mapping, where: str) -> Vocabulary:
     below = _IDS if name == "size" else size
     if type(value) is not int or not 0 <= value < below or not size:
       _wrong(where, f"tokenizer.{name}", value, f"a number below {below}")
+  if ids["mask"] in (ids["bos"], ids["eos"]):
+    _wrong(where, "tokenizer.mask", ids["mask"], "another id than those of bos and eos")
   return Vocabulary(**ids)
 
 

@@ -49,7 +49,7 @@ class Vocabulary:
   def read(cls, stored: Mapping, where: str) -> "Vocabulary":
     """That of a checkpoint; UserError unless all are whole numbers and ids below size.
 
-    `where` names it in messages.
+    BOS and EOS may not be [MASK]. `where` names it in messages.
     """
     names = [field.name for field in dataclasses.fields(cls)]
     values = {name: stored[name] for name in names}
@@ -59,6 +59,9 @@ class Vocabulary:
     for name in names[1:]:
       if check_id(values[name], name, where) >= size:
         raise UserError(f"{where}: {name} has id {values[name]}; must be below {size}")
+    for name in ("bos", "eos"):  # [MASK] is never generated, and stands for a gap
+      if values[name] == values["mask"]:
+        raise UserError(f"{where}: {name} has the id of mask, {values[name]}")
     return cls(**values)
 
   def special(self) -> dict[int, str]:

@@ -56,6 +56,8 @@ class PartialResults:
       else:
         self.path.write_text(header + "\n")
     except OSError as error:
+      if self.path.is_file() and not self.path.stat().st_size:
+        self.path.unlink()  # a full disk has room for its name only
       raise UserError(f"--output={output}: {error.strerror}") from None
     self.found = len(self.rows)
 
