@@ -153,7 +153,7 @@ def draw_variance(nats: Float[Array, "K B"]) -> Float[Array, " B"]:
   return total / count**2
 
 
-def mixture_nats(nats: Float[Array, "K *B"]) -> Float[Array, "*B"]:
+def mixture_nats(nats: Float[Array, "K *B"]) -> Float[Array, "*B"]:  # noqa: F821
   """Minus the log of the mean over K orders of exp(-nats) (METHOD section 4).
 
   For orders drawn from the policy this is, in expectation, an upper bound of -log p
