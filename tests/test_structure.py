@@ -15,7 +15,7 @@ LEVELS = [
   ["inputs"],
   ["storage.refusals", "storage.faults", "storage.hub_refusals"],
   ["storage.hub"],
-  ["storage.places"],
+  ["storage.places", "storage.hub_datasets"],
   ["storage.steps"],
   ["storage.folders"],
   ["storage.lease"],
