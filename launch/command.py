@@ -21,8 +21,8 @@ from set_diffusion_jax.errors import UserError
 
 VERBS = ("train", "evaluate")
 PREEMPTED = 42  # saved and stopped: start again, as often as it takes
-# Did not meet the others, aborted, killed: a host or a process died. Start again, so
-# many times. Whatever else a process ends with would happen again.
+# Did not reach the others or the bucket, aborted, killed: a host or a process died.
+# Start again, so many times. Whatever else a process ends with would happen again.
 CRASHED = (5, 134, 137)
 
 

@@ -4,9 +4,9 @@
   python launch/local.py --processes=4 --devices=2 -- train --config=... --workdir=...
 
 Exit code 42 of a process (stopped by SIGTERM, after saving) starts all of them again;
-so do 5, 134 and 137 (no meeting, aborted, killed), but only --restarts times. Anything
-else ends it, with that code. SIGTERM or Ctrl-C to this program lets the run save, and
-ends with 42.
+so do 5, 134 and 137 (no meeting or no bucket, aborted, killed), but only --restarts
+times. Anything else ends it, with that code. SIGTERM or Ctrl-C to this program lets the
+run save, and ends with 42.
 """
 
 import os

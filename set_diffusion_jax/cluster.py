@@ -10,9 +10,8 @@ import threading
 import jax
 from jax.experimental import multihost_utils
 
-from set_diffusion_jax.errors import UserError
+from set_diffusion_jax.errors import UNREACHABLE, UserError
 
-UNREACHABLE = 5  # exit code where the processes could not meet
 _VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 _SLURM = "SLURM_JOB_ID SLURM_STEP_NODELIST SLURM_NTASKS SLURM_PROCID SLURM_LOCALID"
 

@@ -20,6 +20,17 @@ class DiskError(UserError):
   """
 
 
+UNREACHABLE = 5  # exit code: the processes did not meet, or a store is away
+
+
+class StoreError(Exception):
+  """A store cannot be reached, or is busy, while a command writes there: exit code 5.
+
+  Its client has tried again for a while. What is saved is whole, and the same command
+  goes on from there. Raised in the processes that notice it.
+  """
+
+
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 
 
@@ -68,7 +79,7 @@ def disk_told(where: str, kept: str) -> Iterator[None]:
   """
   try:
     yield
-  except (UserError, NonFiniteError, Preempted):
+  except (UserError, StoreError, NonFiniteError, Preempted):
     raise
   except Exception as error:
     reason = disk_reason(error)

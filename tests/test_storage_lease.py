@@ -195,7 +195,9 @@ def test_never_two_at_once(tmp_path, links):
     subprocess.Popen(words, cwd=jobs.ROOT, stdout=subprocess.PIPE, text=True)
     for _ in range(4)
   ]
-  assert [process.communicate(timeout=100)[0] for process in processes] == ["0\n"] * 4
+  assert [process.communicate(timeout=jobs.TIMEOUT)[0] for process in processes] == [
+    "0\n"
+  ] * 4
 
 
 def test_a_second_run_is_refused_in_one_line(tmp_path, capsys):

@@ -10,7 +10,7 @@ import pytest
 
 from set_diffusion_jax.errors import UserError
 from set_diffusion_jax.storage import folders, places, steps
-from tests import buckets
+from tests import buckets, fault_proxy
 
 
 @pytest.fixture(params=["disk", "gs"])
@@ -91,6 +91,23 @@ def test_there_and_back(tmp_path):
   assert folders.fetch(target / "a").read_text() == "x/a"
   with pytest.raises(FileNotFoundError):
     folders.fetch(target / "b")
+
+
+def test_what_was_done_though_the_answer_is_lost():
+  """The client asks again, and is told that the file is there, or is not."""
+  folder = places.path(buckets.fresh())
+  lost = fault_proxy.Once("lost", [("POST", "/upload/.*new"), ("DELETE", "new")])
+  with buckets.judged(lost):
+    assert places.create(folder / "new", "content")
+    assert not places.create(folder / "new", "content")
+    folders.remove(folder / "new")
+  assert lost.left == [] and not places.exists(folder / "new")
+  lost = fault_proxy.Once("lost", [("POST", "rewriteTo"), ("DELETE", "3/a")])
+  make(folder, "3/a", "3/b")
+  with buckets.judged(lost):
+    folders.move(folder / "3", folder / "moved")
+  assert lost.left == [] and places.names(folder / "moved") == ["a", "b"]
+  assert places.names(folder) == ["moved"]
 
 
 def test_another_process_is_seen():

@@ -1,10 +1,6 @@
 """Runs whose work directory is in a bucket."""
 
 import json
-import signal
-import subprocess
-import sys
-import time
 
 import jax
 import numpy as np
@@ -61,7 +57,7 @@ def test_a_run_equals_that_on_a_disk(on_disk, saved):
   assert rows(saved) == rows(disk)
   assert_identical(final(c, saved), final(c, disk))
   assert steps.numbers(saved / "checkpoints") == [2, 4, 6]
-  inside = ["checkpoints", "config.json", "metrics.jsonl", "tensorboard"]
+  inside = [".lease", "checkpoints", "config.json", "metrics.jsonl", "tensorboard"]
   assert places.names(saved) == inside
   (events,) = places.names(saved / "tensorboard")
   assert events.startswith("events.")
@@ -95,37 +91,6 @@ def test_another_run_is_refused(saved, tmp_path):
   places.write_text(other / "file", "")
   with pytest.raises(UserError, match=r"gs://\S+: holds files but no run"):
     train(config(tmp_path), other)
-
-
-@pytest.mark.jobs
-@pytest.mark.parametrize("kills", [1, 3])
-def test_killed_runs_go_on_as_if_nothing_had_been(tmp_path, kills):
-  buckets.server()
-  c = config(tmp_path, train__steps=16, train__checkpoint_every=1)
-  train(c, tmp_path / "run")
-  target = places.path(buckets.fresh())
-  (tmp_path / "config.json").write_text(json.dumps(c.to_dict()))
-  code = (
-    "import json, sys; from set_diffusion_jax.cli import quiet; quiet()\n"
-    "from set_diffusion_jax.config import Config\n"
-    "from set_diffusion_jax.storage import places\n"
-    "from set_diffusion_jax.training.train import train\n"
-    "c = Config.from_dict(json.load(open(sys.argv[1])))\n"
-    "train(c, places.path(sys.argv[2]))\n"
-  )
-  command = [sys.executable, "-c", code, tmp_path / "config.json", str(target)]
-  for kill in range(kills):
-    process = subprocess.Popen(command, cwd=jobs.ROOT, env=jobs.environment(4))
-    after = 4 * kill + 3
-    deadline = time.monotonic() + jobs.TIMEOUT
-    while max(steps.numbers(target / "checkpoints"), default=0) < after:
-      assert process.poll() is None and time.monotonic() < deadline
-      time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-  train(c, target)
-  assert rows(target) == rows(tmp_path / "run")
-  assert_identical(final(c, target), final(c, tmp_path / "run"))
 
 
 def test_a_bucket_that_is_not_there_is_told_before_anything_compiles(capsys):

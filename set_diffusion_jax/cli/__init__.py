@@ -21,9 +21,11 @@ from set_diffusion_jax.cli.plan import plan
 from set_diffusion_jax.cli.prepare import prepare
 from set_diffusion_jax.config.files import read_config
 from set_diffusion_jax.errors import (
+  UNREACHABLE,
   DiskError,
   NonFiniteError,
   Preempted,
+  StoreError,
   UserError,
   disk_reason,
 )
@@ -39,6 +41,7 @@ def quiet() -> None:
   for name in ("absl", "orbax", "jax"):
     logging.getLogger(name).setLevel(logging.ERROR)
     logging.getLogger(name).addFilter(_is_news)
+  logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # its errors are told here
   for name in ("stdout", "stderr"):
     if getattr(sys, name) is None:  # it was closed before the start
       setattr(sys, name, io.StringIO())
@@ -65,12 +68,14 @@ def guarded(act: Callable[[], int]) -> int:
     code = act()
     sys.stdout.flush()
     return code
-  except UserError as error:
+  except (UserError, StoreError) as error:
     print(f"error: {terminal.line(str(error))}", file=sys.stderr)
-    if isinstance(error, DiskError) and jax.distributed.is_initialized():
+    code = UNREACHABLE if isinstance(error, StoreError) else 2
+    alone = isinstance(error, DiskError | StoreError)
+    if alone and jax.distributed.is_initialized():
       sys.stderr.flush()
-      os._exit(2)  # this process alone has failed, the others would wait for it
-    return 2
+      os._exit(code)  # this process alone has failed, the others would wait for it
+    return code
   except NonFiniteError as error:
     print(f"error: {error}; the last checkpoint is from before", file=sys.stderr)
     return 4

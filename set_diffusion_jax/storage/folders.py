@@ -5,6 +5,7 @@ step comes last and goes first, so that what is cut short does not count.
 """
 
 import atexit
+import contextlib
 import functools
 import os
 import pathlib
@@ -18,7 +19,7 @@ from set_diffusion_jax.storage.steps import MARKER
 def remove(place: pathlib.Path) -> None:
   """Removes a file, or a folder with all that is in it; nothing if it is not there."""
   if places.is_remote(place):
-    _each(place, lambda store, name: store.rm_file(name))
+    _each(place, _remove_one)
   elif place.is_dir() and not place.is_symlink():
     shutil.rmtree(place)
   else:
@@ -38,9 +39,15 @@ def move(source: pathlib.Path, target: pathlib.Path) -> None:
 
   def one(store, name: str) -> None:
     store.cp_file(name, end + name.removeprefix(start))
-    store.rm_file(name)
+    _remove_one(store, name)
 
   _each(source, one)
+
+
+def _remove_one(store, name: str) -> None:
+  # It may be gone: by another process, or by a request whose answer was lost.
+  with contextlib.suppress(FileNotFoundError):
+    store.rm_file(name)
 
 
 def _each(place: pathlib.Path, act) -> None:

@@ -18,6 +18,7 @@ from set_diffusion_jax.errors import UserError
 from set_diffusion_jax.inputs import paths
 from set_diffusion_jax.storage.refusals import explained
 
+ANSWERS_WITHIN = 10.0  # seconds, a store that is asked for the first time
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _EXAMPLES = {
   "disk": "a path",
@@ -127,11 +128,7 @@ def create(place: pathlib.Path, content: str) -> bool:
   Of several processes that do so at once, on whatever host, one succeeds.
   """
   if is_remote(place):
-    try:
-      store().pipe_file(os.fspath(place), content.encode(), mode="create")
-    except FileExistsError:
-      return False
-    return True
+    return _create_in_bucket(os.fspath(place), content.encode())
   # Processes of two hosts, or containers, may have the same number.
   fresh = place.with_name(f".set-diffusion-{secrets.randbits(63)}.tmp")
   try:
@@ -145,6 +142,20 @@ def create(place: pathlib.Path, content: str) -> bool:
     return _create_in_place(place, content)  # no file has two names there
   finally:
     fresh.unlink(missing_ok=True)
+  return True
+
+
+def _create_in_bucket(url: str, content: bytes) -> bool:
+  writer = secrets.token_hex(8)
+  metadata = {"writer": writer}
+  try:
+    store().pipe_file(url, content, metadata=metadata, mode="create")
+  except FileExistsError:
+    # Perhaps by this very call, whose answer was lost, so that it was sent again.
+    try:
+      return store().info(url).get("metadata", {}).get("writer") == writer
+    except FileNotFoundError:  # removed meanwhile
+      return False
   return True
 
 
@@ -200,12 +211,12 @@ def reach(place: pathlib.Path, option: str) -> None:
   """Asks a store whether it can be read, once, before anything else is done.
 
   Raises:
-    UserError: it says no, or nothing; see `explained`.
+    UserError: it says no, or nothing for some seconds; see `explained`.
   """
   if is_remote(place):
     with explained(f"{option}={place}"):
       try:
-        store().find(f"{os.fspath(place)}/config.json")
+        store().find(f"{os.fspath(place)}/config.json", timeout=ANSWERS_WITHIN)
       except FileNotFoundError:  # otherwise it is an empty list
         bucket = os.fspath(place).split("/")[2]
         raise UserError(f"{option}={place}: there is no bucket {bucket!r}") from None

@@ -3,7 +3,10 @@
 import contextlib
 from collections.abc import Iterator
 
-from set_diffusion_jax.errors import UserError
+from set_diffusion_jax.errors import DiskError, StoreError, UserError
+
+# Too many requests, or a service that is unwell: the same request may be taken later.
+_PASSING = {"408", "429", *map(str, range(500, 505))}
 
 
 @contextlib.contextmanager
@@ -28,6 +31,39 @@ def explained(option: str) -> Iterator[None]:
     raise UserError(f"{option}: {reason}") from error
 
 
+@contextlib.contextmanager
+def told(option: str) -> Iterator[None]:
+  """The same for what a store refuses while a command writes there.
+
+  Raises:
+    DiskError: what lasts: credentials or permissions were taken away.
+    StoreError: what may pass.
+  """
+  try:
+    yield
+  except (UserError, StoreError):
+    raise
+  except Exception as error:
+    reason = refusal(error)
+    if reason is None:
+      raise
+    kept = "steps that are whole are kept, and the same command goes on from there"
+    kind = StoreError if passes(error) else DiskError
+    raise kind(f"{option}: {reason}; {kept}") from error
+
+
+def passes(error: BaseException) -> bool:
+  """Whether a store may take later what it has refused with an error."""
+  code = str(getattr(error, "code", ""))
+  return code in _PASSING or (code == "" and _unreachable(error))
+
+
+def _unreachable(error: BaseException) -> bool:
+  kinds = {kind.__name__ for kind in type(error).__mro__}
+  of_clients = kinds & {"ClientError", "RequestException"}
+  return bool(of_clients) or isinstance(error, ConnectionError | TimeoutError)
+
+
 def refusal(error: BaseException) -> str | None:
   """What an error says that a store, or the way there, refused; None for others.
 
@@ -50,6 +86,7 @@ def refusal(error: BaseException) -> str | None:
     return "these credentials may not do this (403): give them the role objectAdmin"
   if "HttpError" in kinds:
     return f"the store answered {text.splitlines()[0][:160] if text else code}"
-  if "ClientError" in kinds or isinstance(error, ConnectionError | TimeoutError):
-    return f"the store cannot be reached ({text.splitlines()[0][:160] or type(error)})"
+  if _unreachable(error):
+    why = text.splitlines()[0][:160] if text else "no answer in time"
+    return f"the store cannot be reached ({why}): is there a network?"
   return None

@@ -13,7 +13,7 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event
 
 from set_diffusion_jax.inputs import paths, terminal
-from set_diffusion_jax.storage import folders, places
+from set_diffusion_jax.storage import folders, places, refusals
 
 _SECONDS = 30  # from one copy of the metrics to a bucket to the next, at least
 
@@ -74,7 +74,12 @@ class MetricsWriter:
     self._event(row)
     self._events.flush()
     if self._bucket is not None and time.monotonic() - self._published > _SECONDS:
-      self.publish()
+      try:
+        self.publish()
+      except Exception as error:
+        if not refusals.passes(error):
+          raise
+        self._published = time.monotonic()  # these rows go with the next copy
 
   def publish(self) -> None:
     """Copies what has been written to the bucket of the run, if it is in one."""
@@ -92,12 +97,13 @@ class MetricsWriter:
   def __enter__(self) -> "MetricsWriter":
     return self
 
-  def __exit__(self, *exception) -> None:
+  def __exit__(self, kind, error, traceback) -> None:
     if self._active:
       self._file.close()
       self._events.close()
       try:
-        self.publish()
+        if error is None or not refusals.passes(error):
+          self.publish()
       finally:
         if self._bucket is not None:
           shutil.rmtree(self._folder, ignore_errors=True)

@@ -47,7 +47,8 @@ def train(
       save, if another run has taken the directory over.
     NonFiniteError: the loss or the gradient diverged; the last checkpoint is good.
     Preempted: SIGTERM came, and where the run stands is saved.
-    DiskError: the disk or a quota is full.
+    DiskError: the disk or a quota is full, or a store refuses what it took before.
+    StoreError: a store could not be reached for about a minute.
   """
   processes.check_same(_facts(config, directory))
   processes.from_first(lambda: places.reach(directory, "--workdir"))
@@ -75,7 +76,7 @@ def train(
     writes = processes.is_first()
     with (
       disk_told(f"--workdir={directory}", "steps that are whole are kept"),
-      refusals.explained(f"--workdir={directory}"),
+      refusals.told(f"--workdir={directory}"),
       checkpoints,
       MetricsWriter(directory, first, owed, writes) as writer,
       Progress(total, first, label, active=writes) as progress,
