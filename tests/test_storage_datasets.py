@@ -10,6 +10,7 @@ import pytest
 from set_diffusion_jax import cli, data
 from set_diffusion_jax.config import Config, DataConfig
 from set_diffusion_jax.errors import UserError
+from set_diffusion_jax.storage import hub_datasets
 from tests import tiny
 from tests.hub_server import GONE, TOKEN, Repository, pointed_to
 
@@ -99,6 +100,22 @@ def test_a_commit_stays_what_it_is(server, tmp_path):
   found = count("", "main")
   assert found["sides"]["train"]["documents"] == 1
   assert found["source_files"][0]["file"] == f"{ROOT}@{later}/data/train-0.jsonl"
+
+
+def test_both_sides_are_of_one_commit(server, monkeypatch, tmp_path):
+  repository, first = published(server)
+  real = hub_datasets.Commit.fetch
+
+  def then_the_branch_moves(self, url):
+    found = real(self, url)
+    repository.commit({**FILES, "held out [1].jsonl": LINES[0]})
+    return found
+
+  monkeypatch.setattr(hub_datasets.Commit, "fetch", then_the_branch_moves)
+  both = of(f"{ROOT}/data/train-0.jsonl", f"{ROOT}/held out [1].jsonl")
+  manifest, _ = prepared(both, tmp_path / "out")
+  assert manifest["sides"]["validation"]["documents"] == 2
+  assert all(first in source["file"] for source in manifest["source_files"])
 
 
 @pytest.mark.parametrize("kind", ["set", "without a server"])
