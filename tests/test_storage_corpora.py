@@ -1,5 +1,6 @@
 """Prepared corpora in buckets: the sequences, and the checks, of those on a disk."""
 
+import collections
 import dataclasses
 import http.server
 import json
@@ -112,19 +113,48 @@ def test_files_are_not_asked_for_one_after_another(both, monkeypatch):
   assert len(manifest["files"]) > 8 > len(asked)
 
 
-def test_records_are_read_at_once(both, monkeypatch):
-  """Each read waits for seven others, which would be for ever one by one."""
-  _, bucket = both["tokens"]
-  blocks = data.load(bucket).validation
-  meeting = threading.Barrier(8, timeout=60)
+@pytest.mark.parametrize("kind", ["tokens", "text"])
+def test_records_are_read_at_once(both, monkeypatch, kind):
+  """Each of the first reads waits for seven others, for ever if they are one by one."""
+  corpus = data.load(both[kind][1])
+  meeting, first = threading.Barrier(8, timeout=60), iter(range(8))
   real = records.Records.__getitem__
 
   def together(self, index):
-    meeting.wait()
+    if next(first, None) is not None:
+      meeting.wait()
     return real(self, index)
 
   monkeypatch.setattr(records.Records, "__getitem__", together)
-  blocks.batch(range(8))
+  if kind == "tokens":
+    corpus.train.batch(range(0, len(corpus.train), 8))  # of different records
+  else:
+    batches(corpus, 1)
+  assert next(first, None) is None
+
+
+def test_a_record_is_asked_for_once(both, monkeypatch):
+  """By all sequences that lie in it, and again after a failure."""
+  disk, corpus = (data.load(c).train for c in both["tokens"])
+  rows, asked = range(len(disk)), collections.Counter()
+  expected, _ = disk.batch(rows)
+  real = records.Records.__getitem__
+
+  def counted(self, index):
+    asked[index] += 1
+    if asked[0] == 1:
+      asked[0] += 1
+      raise UserError("not now")
+    return real(self, index)
+
+  monkeypatch.setattr(records.Records, "__getitem__", counted)
+  asked[0] = 0
+  refused(lambda: corpus.batch([0]), "not now")
+  ours, _ = corpus.batch(rows)
+  for name, value in expected.items():
+    np.testing.assert_array_equal(ours[name], value)
+  del asked[0]
+  assert asked and set(asked.values()) == {1} and len(asked) < len(rows)
 
 
 def test_damage_is_found_as_on_a_disk(both):

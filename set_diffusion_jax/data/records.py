@@ -5,10 +5,13 @@ array_record reads gs:// itself, one request for each record, and asks again, fo
 minutes, after answers that may pass (429, 5xx, a broken connection).
 """
 
+import collections
+import concurrent.futures
 import os
 import pathlib
 import re
 import struct
+import threading
 from collections.abc import Sequence
 
 import grain
@@ -80,3 +83,37 @@ class Records:
         reason = str(error).strip().splitlines()[0][:120]
         problem = f"a shard is damaged ({reason})"
       raise UserError(f"{self._where}: {problem}") from None
+
+
+class Shared:
+  """Records that sequences share, each asked for once as long as it is remembered.
+
+  Many threads may read at once; who wants what another has asked for waits for it.
+
+  Args:
+    records: to be read.
+    most: how many are remembered.
+  """
+
+  def __init__(self, records: Records, most: int = 4 * REQUESTS):
+    self._records, self._most = records, most
+    self._asked: collections.OrderedDict[int, concurrent.futures.Future]
+    self._asked = collections.OrderedDict()
+    self._lock = threading.Lock()
+
+  def __getitem__(self, index: int) -> bytes:
+    with self._lock:
+      answer = self._asked.get(index)
+      first = answer is None
+      if first:
+        answer = self._asked[index] = concurrent.futures.Future()
+        if len(self._asked) > self._most:
+          self._asked.popitem(last=False)
+    if first:
+      try:
+        answer.set_result(self._records[index])
+      except BaseException as error:
+        with self._lock:
+          self._asked.pop(index, None)
+        answer.set_exception(error)
+    return answer.result()
