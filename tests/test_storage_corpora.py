@@ -5,6 +5,7 @@ import dataclasses
 import http.server
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -188,12 +189,22 @@ def test_damage_is_found_as_on_a_disk(both):
   refused(load, where, "is not finished")
 
 
-def test_a_shard_that_goes_away_is_not_called_damaged(both):
+@pytest.mark.parametrize(
+  ("kind", "says"),
+  [
+    ("bucket", "a shard cannot be read, the store says: Not Found"),
+    ("disk", "a shard cannot be read (open() failed: No such file or directory"),
+  ],
+)
+def test_a_shard_that_goes_away_is_not_called_damaged(both, tmp_path, kind, says):
   bucket, folder = copied(both["tokens"][1])
+  if kind == "disk":
+    folder = shutil.copytree(both["tokens"][0].directory, tmp_path / "copy")
+    bucket = dataclasses.replace(bucket, directory=str(folder))
   corpus = data.load(bucket)
   folders.remove(folder / SHARD)
   every = lambda: corpus.train.batch(range(len(corpus.train)))
-  refused(every, "a shard cannot be read, the store says: Not Found")
+  refused(every, says)
 
 
 @pytest.fixture

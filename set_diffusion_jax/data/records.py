@@ -76,13 +76,17 @@ class Records:
     try:
       return self._source[index]
     except (RuntimeError, ValueError, OSError) as error:
-      if answer := _ANSWER.search(str(error)):
-        said = " ".join(answer[1].split())[:120]
-        problem = f"a shard cannot be read, the store says: {said}"
-      else:
-        reason = str(error).strip().splitlines()[0][:120]
-        problem = f"a shard is damaged ({reason})"
-      raise UserError(f"{self._where}: {problem}") from None
+      raise UserError(f"{self._where}: a shard {_problem(str(error))}") from None
+
+
+def _problem(text: str) -> str:
+  """What an error of array_record says: of the bytes, or of the way to them."""
+  if answer := _ANSWER.search(text):
+    return f"cannot be read, the store says: {' '.join(answer[1].split())[:120]}"
+  reason = text.strip().splitlines()[0][:120]
+  if reason.startswith("open() failed"):  # nothing was read
+    return f"cannot be read ({reason})"
+  return f"is damaged ({reason})"
 
 
 class Shared:
