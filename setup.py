@@ -67,5 +67,5 @@ setup(
       "ruff==0.17.5",
     ],
   },
-  entry_points={"console_scripts": ["set-diffusion = set_diffusion_jax.cli:main"]},
+  entry_points={"console_scripts": ["set-diffusion = set_diffusion_jax.__main__:main"]},
 )

@@ -8,7 +8,16 @@ import pathlib
 # Name -> module; each has a `main()` that returns figures as plain JSON values.
 BENCHMARKS = {
   name: f"benchmarks.{name}"
-  for name in ("train", "evaluate", "attention", "loss", "decode", "data", "convert")
+  for name in (
+    "train",
+    "evaluate",
+    "attention",
+    "loss",
+    "decode",
+    "data",
+    "convert",
+    "storage",
+  )
 }
 
 

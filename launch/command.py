@@ -20,6 +20,8 @@ from set_diffusion_jax.config.checks import check_text
 from set_diffusion_jax.errors import UserError
 
 VERBS = ("train", "evaluate")
+# Options whose files are needed before or after the machines are there.
+_KEPT = ("--workdir", "--checkpoint", "--output", "--by-output")
 PREEMPTED = 42  # saved and stopped: start again, as often as it takes
 # Did not reach the others or the bucket, aborted, killed: a host or a process died.
 # Start again, so many times. Whatever else a process ends with would happen again.
@@ -80,6 +82,21 @@ def refuse(arguments: Sequence[str]) -> None:
     check_text(files.read_config(configuration).data)
   except UserError as error:
     fail(str(error))
+
+
+def share(given: object, option: str, command: Sequence[str]) -> None:
+  """Ends where a command has files on a disk, but machines get none that lasts.
+
+  Args:
+    given: the value of the launcher's option for that disk; None: it is left out.
+    option: with how its value looks.
+    command: all files may be in a bucket, or on the hub to be read.
+  """
+  places = [word for word in command if word.split("=")[0] in _KEPT]
+  for word in places or [f"{command[0]}, without a place"]:
+    value = word.partition("=")[2]
+    if given is None and not value.startswith(("gs://", "hf://")):
+      fail(f"{word}: needs {option}, or a place in a bucket: gs://BUCKET/PATH")
 
 
 def whole(text: str) -> int:

@@ -1,12 +1,13 @@
 """A JobSet on Google Kubernetes Engine: TPU slices or GPU nodes, applied with kubectl.
 
   python launch/gke.py --name=mine --image=IMAGE --topology=v5e:16x16 --slices=2 \
-    --volume=runs:/runs -- train --config=configs/mine.py --workdir=/runs/mine
+    --service-account=runs -- train --config=configs/mine.py --workdir=gs://BUCKET/mine
 
 A slice of TPUs is a job of the set, a host of it a pod; for GPUs there is one job. The
-image is that of launch/Dockerfile; the volume is a claim that all pods can mount. A run
-that saved and stopped (42), or lost its node, is restarted for free; after a crash it
-is --restarts times; a mistake (2) or a diverged loss (4) ends the set.
+image is that of launch/Dockerfile. A run in a bucket needs no volume; other files are
+on a claim that all pods can mount, --volume=runs:/runs. A run that saved and stopped
+(42), or lost its node, is restarted for free; after a crash it is --restarts times; a
+mistake (2) or a diverged loss (4) ends the set.
 """
 
 import argparse
@@ -114,25 +115,35 @@ def pod(options, topology: Topology, command: list[str], count: int, each: int) 
     resource, variables = "google.com/tpu", []  # GKE says who is who
   if options.spot:
     labels["cloud.google.com/gke-spot"] = "true"
-  claim, path = options.volume
-  return {
+  container = {
+    "name": CONTAINER,
+    "image": options.image,
+    "args": command,
+    "env": [*job_variables(options), *variables],
+    "resources": {"limits": {resource: each}},
+  }
+  spec = {
     "restartPolicy": "Never",
-    "hostNetwork": True,
-    "dnsPolicy": "ClusterFirstWithHostNet",
+    **identity(options.service_account),
     "terminationGracePeriodSeconds": options.grace,
     "nodeSelector": labels,
-    "containers": [
-      {
-        "name": CONTAINER,
-        "image": options.image,
-        "args": command,
-        "env": [*job_variables(options), *variables],
-        "resources": {"limits": {resource: each}},
-        "volumeMounts": [{"name": "runs", "mountPath": path}],
-      }
-    ],
-    "volumes": [{"name": "runs", "persistentVolumeClaim": {"claimName": claim}}],
+    "containers": [container],
   }
+  if options.volume is not None:
+    claim, path = options.volume
+    container["volumeMounts"] = [{"name": "runs", "mountPath": path}]
+    spec["volumes"] = [{"name": "runs", "persistentVolumeClaim": {"claimName": claim}}]
+  return spec
+
+
+def identity(service_account: str | None) -> dict:
+  """As whom pods ask Google, and on which network they are.
+
+  On the network of their node pods are who the node is, whatever their own account.
+  """
+  if service_account is None:
+    return {"hostNetwork": True, "dnsPolicy": "ClusterFirstWithHostNet"}
+  return {"serviceAccountName": service_account}
 
 
 def job_variables(options) -> list[dict]:
@@ -167,7 +178,19 @@ def main() -> int:
   """The exit code of kubectl."""
   parser = shared.Launcher(__doc__)
   shared.machines(parser)
-  parser.add_argument("--volume", type=volume, required=True, metavar="CLAIM:/PATH")
+  parser.add_argument(
+    "--volume",
+    type=volume,
+    metavar="CLAIM:/PATH",
+    help="for files that are in no bucket",
+  )
+  parser.add_argument(
+    "--service-account",
+    type=shared.name,
+    metavar="NAME",
+    help="of Kubernetes, in the namespace, as whom buckets are asked by Workload "
+    "Identity; pods are then not on the node's network; default: who the node is",
+  )
   parser.add_argument("--namespace", default="default")
   parser.add_argument(
     "--grace",
@@ -178,6 +201,7 @@ def main() -> int:
   )
   shared.restarts(parser)
   options, command = parser.parse()
+  shared.share(options.volume, "--volume=CLAIM:/PATH", command)
   topology = shared.topology(options.topology, options.slices)
   text = yaml.safe_dump(manifest(options, topology, command), sort_keys=False)
   return shared.run(["kubectl", "apply", "--filename=-"], text, options.dry_run)

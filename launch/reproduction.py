@@ -23,7 +23,7 @@ from set_diffusion_jax.config import Config
 from set_diffusion_jax.configs.reproduction import MODELS
 from set_diffusion_jax.diffusion.draws import training_keys
 from set_diffusion_jax.evaluate import Likelihood
-from set_diffusion_jax.inputs.paths import write_whole
+from set_diffusion_jax.storage.disk import write_whole
 from set_diffusion_jax.training.step import gradient_variance, micro_gradients
 from set_diffusion_jax.training.train import Run, train
 

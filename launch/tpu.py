@@ -1,12 +1,12 @@
 """Cloud TPU queued resources without Kubernetes: TPU VMs that start by themselves.
 
   python launch/tpu.py --name=mine --image=IMAGE --topology=v5e:16x16 --slices=2 \
-    --project=PROJECT --zone=ZONE --nfs=HOST:/SHARE --spot \
-    -- train --config=configs/mine.py --workdir=/runs/mine
+    --project=PROJECT --zone=ZONE --spot \
+    -- train --config=configs/mine.py --workdir=gs://BUCKET/mine
 
-Every host of every slice mounts the NFS share as /runs and runs the image of
-launch/Dockerfile at each boot. Where a run saved and stopped (42) it starts again,
-after a crash --restarts times.
+Every host of every slice runs the image of launch/Dockerfile at each boot. A run in a
+bucket needs no shared disk; for other files --nfs=HOST:/SHARE is mounted as /runs.
+Where a run saved and stopped (42) it starts again, after a crash --restarts times.
 """
 
 import shlex
@@ -15,12 +15,14 @@ import sys
 from set_diffusion_jax.launch import command as shared
 from set_diffusion_jax.plan import Topology
 
-STARTUP = """\
-#!/bin/bash
+MOUNT = """\
 apt-get update && apt-get install --yes nfs-common
 mkdir --parents /runs
 mountpoint --quiet /runs || mount --types nfs {nfs} /runs || exit 1
-gcloud --quiet auth configure-docker {registry}
+"""
+STARTUP = """\
+#!/bin/bash
+{mount}gcloud --quiet auth configure-docker {registry}
 left={restarts}
 while true; do
   export SET_DIFFUSION_ATTEMPT=$(date +%s)
@@ -37,12 +39,15 @@ done
 
 def startup(options, command: list[str]) -> str:
   """What every host runs when it boots."""
-  docker = "docker run --rm --privileged --network=host --volume=/runs:/runs".split()
+  docker, mount = "docker run --rm --privileged --network=host".split(), ""
+  if options.nfs is not None:
+    docker.append("--volume=/runs:/runs")
+    mount = MOUNT.format(nfs=shlex.quote(options.nfs))
   job = f"{options.project}/{options.zone}/{options.name}"
   docker += [f"--env=SET_DIFFUSION_JOB={job}", "--env=SET_DIFFUSION_ATTEMPT"]
   docker += [f"--stop-timeout={options.grace}", options.image, *command]
   return STARTUP.format(
-    nfs=shlex.quote(options.nfs),
+    mount=mount,
     registry=shlex.quote(options.image.split("/")[0]),
     restarts=options.restarts,
     docker=shlex.join(docker),
@@ -53,7 +58,7 @@ def startup(options, command: list[str]) -> str:
 
 def create(options, topology: Topology) -> list[str]:
   """The command that asks for the machines."""
-  cloud = topology.chip.cloud
+  cloud, account = topology.chip.cloud, options.service_account
   chips = topology.chips // topology.slices
   nodes = [f"--node-id={options.name}"]
   if topology.slices > 1:
@@ -68,6 +73,8 @@ def create(options, topology: Topology) -> list[str]:
     f"--accelerator-type={cloud.kind.format(chips=chips, cores=2 * chips)}",
     f"--runtime-version={options.runtime_version or cloud.image}",
     *(["--spot"] if options.spot else []),
+    *([f"--service-account={account}"] if account else []),
+    *([f"--scopes={options.scopes}"] if options.scopes else []),
     f"--valid-until-duration={options.valid_until}",
     "--metadata-from-file=startup-script=/dev/stdin",
   ]
@@ -79,12 +86,25 @@ def main() -> int:
   shared.machines(parser)
   parser.add_argument("--project", required=True)
   parser.add_argument("--zone", required=True)
-  parser.add_argument("--nfs", required=True, metavar="HOST:/SHARE")
+  parser.add_argument(
+    "--nfs", metavar="HOST:/SHARE", help="for files that are in no bucket"
+  )
+  parser.add_argument(
+    "--service-account",
+    metavar="EMAIL",
+    help="as whom the hosts ask Google; default: Compute Engine's own",
+  )
+  parser.add_argument(
+    "--scopes",
+    metavar="SCOPE,...",
+    help="what of Google the hosts may ask for; default: as gcloud has it",
+  )
   parser.add_argument("--valid-until", default="6h", help="default: 6h")
   parser.add_argument("--runtime-version", help="default: the one for the TPUs")
   parser.add_argument("--grace", type=shared.whole, default=30, metavar="SECONDS")
   shared.restarts(parser)
   options, command = parser.parse()
+  shared.share(options.nfs, "--nfs=HOST:/SHARE", command)
   topology = shared.topology(options.topology, options.slices)
   if not topology.is_tpu:
     parser.error(f"--topology={options.topology}: must be one of TPUs")

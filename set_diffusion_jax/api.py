@@ -44,12 +44,15 @@ class Model:
     params: the parameter tree.
     tokenizer: text to ids and back.
     step: optimiser steps that the weights have seen.
+    origin: where they come from if not from this disk: gs://BUCKET/PATH, of a work
+      directory with its step, or hf://ORG/NAME@COMMIT.
   """
 
   config: Config
   params: dict
   tokenizer: data.Tokenizer
   step: int
+  origin: str | None = None
 
   @functools.cached_property
   def objective(self) -> Objective:
@@ -386,4 +389,6 @@ def load(
   """
   sharding.check_backend()
   stored = read_weights(path, weights, backbone_config=backbone_config)
-  return Model(stored.config, stored.params, stored.tokenizer, stored.step)
+  return Model(
+    stored.config, stored.params, stored.tokenizer, stored.step, stored.origin
+  )

@@ -20,7 +20,7 @@ from set_diffusion_jax.errors import UserError
 from set_diffusion_jax.inputs.names import check_link, step_number
 from set_diffusion_jax.model import build_network
 from set_diffusion_jax.numerics import settled
-from set_diffusion_jax.storage import workdir
+from set_diffusion_jax.storage import places, workdir
 from set_diffusion_jax.storage.checkpoint import Checkpoints, abstract
 
 
@@ -33,8 +33,8 @@ class Stored(NamedTuple):
     tokenizer: text to ids and back.
     step: optimiser steps that they have seen.
     meta: everything that the checkpoint says about itself.
-    origin: gs://BUCKET/PATH or hf://ORG/NAME@COMMIT that they were fetched from; None:
-      from this disk.
+    origin: gs://BUCKET/PATH, of a work directory with its step, or hf://ORG/NAME@COMMIT
+      that they come from; None: from this disk.
   """
 
   config: Config
@@ -56,9 +56,9 @@ def read_weights(
 
   Args:
     path: a work directory, whose last step is taken, or one step's directory; or what
-      `convert` reads: a PyTorch-format directory or file. What is in a bucket,
-      gs://BUCKET/PATH, is first copied to this machine's folder of temporary files;
-      hf://ORG/NAME[@REVISION] is fetched into the hub's cache.
+      `convert` reads: a PyTorch-format directory or file. Each may be in a bucket, as
+      gs://BUCKET/PATH, where steps are read in place; hf://ORG/NAME[@REVISION] is
+      fetched into the hub's cache.
     weights: "ema" or "raw"; None: what the configuration evaluates, and otherwise the
       EMA where there is one.
     mesh: whose devices they are laid out on; None: on all devices, replicated.
@@ -70,27 +70,26 @@ def read_weights(
   mesh = sharding.make_mesh(MeshConfig()) if mesh is None else mesh
   with located(path) as place:
     stored = _read(place.path, weights, mesh, backbone_config)
-  return stored._replace(origin=place.origin)
+  return stored if stored.origin else stored._replace(origin=place.origin)
 
 
 def _read(
   path: pathlib.Path, weights: str | None, mesh: Mesh, backbone_config
 ) -> Stored:
+  remote = places.is_remote(path)  # a work directory or a step
   foreign = os.path.lexists(path / "config.json") and not _is_workdir(path)
-  if path.is_file() or foreign:
+  if not remote and (path.is_file() or foreign):
     return _read_foreign(path, weights, mesh, backbone_config)
   if backbone_config is not None:
     right = f"left out: {path} is a work directory, which has its own"
     raise UserError(f"--backbone-config={backbone_config}: must be {right}")
   folder, step = _find(path)
   with Checkpoints(folder) as checkpoints:
-    if step is None:
-      step = max(checkpoints.steps, default=None)
     if step not in checkpoints.steps:
-      which = "no checkpoint yet" if step is None else f"no checkpoint of step {step}"
-      raise UserError(f"{path}: has {which}")
+      raise UserError(f"{path}: has no checkpoint of step {step}")
     where = folder / str(step)
-    check_link(where, path)
+    if not remote:  # a bucket has no links
+      check_link(where, path)
     meta = checkpoints.restore_meta(step)
     read_meta(meta, str(where))
     config = Config.from_dict(meta["config"])
@@ -105,7 +104,7 @@ def _read(
     orbax.Reader(where, weights).check(parameters)  # before any value is read
     name = {"ema": "ema", "raw": "params"}[weights]
     params = checkpoints.restore_weights(step, meta, name, abstract(shapes, layout))
-  return Stored(config, params, tokenizer, step, meta)
+  return Stored(config, params, tokenizer, step, meta, str(where) if remote else None)
 
 
 def _is_workdir(path: pathlib.Path) -> bool:
@@ -128,20 +127,16 @@ def _read_foreign(
   )
 
 
-def _find(path: pathlib.Path) -> tuple[pathlib.Path, int | None]:
-  """The folder of steps, and the step that a path names, if it names one."""
-  step = step_number(path.name)
-  if path.parent.name == workdir.CHECKPOINTS and path.name.isdigit() and step is None:
-    raise UserError(f"{path}: {path.name} is no number of a step")
-  if step is not None and (path / "state").is_dir():
+def _find(path: pathlib.Path) -> tuple[pathlib.Path, int]:
+  """The folder of steps, and the step that a path names, or else the last one."""
+  inside, step = workdir.names_step(path), step_number(path.name)
+  if step is not None and places.exists(path / "state"):
     return path.parent, step
-  if step is not None and path.parent.name == workdir.CHECKPOINTS:
+  if inside:
     workdir.read(path.parent.parent)
     return path.parent, step
   workdir.read(path)
-  if not (path / workdir.CHECKPOINTS).is_dir():
-    raise UserError(f"{path}: has no checkpoint yet")
-  return path / workdir.CHECKPOINTS, None
+  return path / workdir.CHECKPOINTS, workdir.newest_step(path)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,6 +15,7 @@ import uuid
 
 import pytest
 
+from set_diffusion_jax.storage import places
 from tests import fault_proxy
 
 _VENDOR = "vendor/fake-gcs-server/bin/fake-gcs-server-linux-amd64"
@@ -86,3 +87,11 @@ def fresh() -> str:
   """A URL under which there is nothing."""
   server()
   return f"gs://runs/{uuid.uuid4().hex}"
+
+
+def copy(source, target, *parts: str) -> None:
+  """Copies a folder of a bucket, or only these files and folders of it, within it."""
+  store = places.store()
+  for part in parts or ("",):
+    for name in store.find(f"{source}/{part}".rstrip("/")):
+      store.cp_file(name, f"{target}/{name.removeprefix(str(source)[5:] + '/')}")

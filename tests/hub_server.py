@@ -165,6 +165,19 @@ class _Handler(http.server.BaseHTTPRequestHandler):
       ]
       self.answer(200, rows)
 
+  def paths_info(self, kind, name, revision):
+    name = name if kind == "models" else f"{kind}/{name}"
+    found, sha = self.commit_of(name, revision)
+    if sha is not None:
+      asked = urllib.parse.parse_qs(self.body.decode())["paths"]
+      files = found.commits[sha]
+      rows = [
+        {"type": "file", "path": path, "size": len(files[path]), "oid": "0" * 40}
+        for path in asked
+        if path in files
+      ]
+      self.answer(200, rows)
+
   def resolve(self, name, revision, path):
     found, sha = self.commit_of(name, revision)
     if sha is None:
@@ -258,6 +271,7 @@ _ROUTES = [
   (_KIND, _Handler.info),
   (_KIND + r"/revision/(.+)", _Handler.info),
   (_KIND + r"/tree/([^/]+)", _Handler.tree),
+  (_KIND + r"/paths-info/(.+)", _Handler.paths_info),
   (rf"/{_NAME}/resolve/([^/]+)/(.+)", _Handler.resolve),
   (r"/api/whoami-v2", _Handler.whoami),
   (r"/api/repos/create", _Handler.create),

@@ -13,7 +13,7 @@ from benchmarks import measure, shapes
 from benchmarks.shapes import Shape
 from set_diffusion_jax.diffusion.order import given_order, groups
 from set_diffusion_jax.training.step import Program, make_mesh
-from tests import tiny
+from tests import buckets, tiny
 
 SHAPE = Shape(layers=2, width=64, length=16, vocab_size=40, batch=3)
 
@@ -89,3 +89,14 @@ def test_figures_are_written_as_json(tmp_path, monkeypatch, capsys):
   assert figures["rows"][0]["ratio"] > 0
   assert {"device", "versions", "cores"} <= figures.keys()
   assert "tokens/s" in capsys.readouterr().out
+
+
+def test_saving_to_a_bucket_is_measured():
+  buckets.server()
+  from benchmarks import storage
+
+  found = storage.main(size=2**20, repeats=2)
+  assert found["requests"]["save"] > found["places"]["bucket"]["objects"] > 10
+  assert found["requests"]["restore"] > 3
+  for figures in found["places"].values():
+    assert 0 < figures["blocked"] < figures["finished"]

@@ -197,6 +197,12 @@ def test_json_lines_and_plain_lines(tmp_path):
     ('{"text": "a"}\n{"text": \n', "line 2: is not JSON"),
     ('["a"]\n', "line 1: must be a JSON object"),
     ('{"body": "a"}\n', 'data.field = "text".*line 1 has no such text, but body'),
+    ('{"text": null}\n', 'data.field = "text".*line 1: text is null; must be a string'),
+    ('{"text": 1.5}\n', "line 1: text is a number; must be a string"),
+    ('{"text": true}\n', "line 1: text is a boolean; must be a string"),
+    ('{"text": ["a"]}\n', "line 1: text is a list; must be a string"),
+    ('{"text": {"a": "b"}}\n', "line 1: text is an object; must be a string"),
+    ("{}\n", "line 1 has no such text, but no field at all"),
     ('{"text": " "}\n', "holds no text"),
   ],
 )

@@ -57,7 +57,7 @@ def test_inspect_shows_the_masks_of_the_first_step(tmp_path, monkeypatch, name, 
   fields.method.update({"block_size": 4, "noise": noise})
   fields.corruption.update({"t_min": 0.2, "t_max": 0.7})
   config = Config.from_dict(fields.to_dict())
-  shown = batch_figures(config, 2)[0]["masked"]
+  shown = batch_figures(config, 2, False)[0]["masked"]
   drawn = []
   plain = Objective.training_draws
 

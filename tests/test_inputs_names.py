@@ -107,7 +107,7 @@ def test_files_that_are_no_texts(tmp_path, converted):
   cases = {
     "must be texts by file name": ["merges.txt"],
     "merges.txt is a int; must be a text": {"merges.txt": 7},
-    "is no Unicode text": {"merges.txt": "\ud800"},
+    "half a character": {"merges.txt": "\ud800"},
     "merges.txt is there twice": {"merges.txt": "a"},
   }
   for number, (message, files) in enumerate(cases.items()):

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import subprocess
 import sys
 import warnings
 
@@ -220,6 +221,9 @@ SETTINGS = {
   "unsafe keys": ("jax_default_prng_impl", "unsafe_rbg"),
   "partitions": ("jax_threefry_partitionable", False),
   "promotion": ("jax_numpy_dtype_promotion", "strict"),
+  "transfers": ("jax_transfer_guard", "disallow"),
+  "offset": ("jax_random_seed_offset", 7),
+  "gumbel": ("jax_high_dynamic_range_gumbel", True),
 }
 
 
@@ -251,6 +255,45 @@ def test_settings_of_jax_change_no_figure(model, tmp_path, name, value):
     np.testing.assert_array_equal(one, other)
     assert np.asarray(one).dtype == np.asarray(other).dtype
   assert json.loads(output.read_text()) == usual
+
+
+@pytest.mark.parametrize("name", ["JAX_ENABLE_X64", "JAX_DEFAULT_PRNG_IMPL"])
+def test_a_setting_that_jax_does_not_know_is_one_line(name):
+  command = [sys.executable, "-m", "set_diffusion_jax", "inspect", "x"]
+  environment = {**os.environ, name: "banana", "PYTHONPATH": str(jobs.ROOT)}
+  found = subprocess.run(command, env=environment, capture_output=True, text=True)
+  expected = f"error: {name}=banana: JAX knows no such value\n"
+  assert (found.returncode, found.stdout, found.stderr) == (2, "", expected)
+
+
+COMMANDS = {
+  "train": (["--config.train.steps=1"], "--workdir", "train/loss"),
+  "evaluate": ([], "--output", "nats_per_token"),
+  "sample": (["--prompt=It", "--length=12"], "--output", "tokens"),
+}
+
+
+@pytest.mark.parametrize("verb", COMMANDS)
+def test_what_helps_to_debug_changes_no_figure(model, tmp_path, verb):
+  options, destination, figure = COMMANDS[verb]
+  given = f"--config={model}/../config.py" if verb == "train" else None
+  command = [verb, given or f"--checkpoint={model}", *options]
+  other = {"jax_disable_jit": True, "jax_transfer_guard": "disallow"}
+  found = []
+  for settings in ({}, other):
+    before = {name: getattr(jax.config, name) for name in settings}
+    path = tmp_path / str(len(found))
+    for name, value in settings.items():
+      jax.config.update(name, value)
+    try:
+      assert cli.main([*command, f"{destination}={path}"]) == 0
+    finally:
+      for name, value in before.items():
+        jax.config.update(name, value)
+    text = (path / "metrics.jsonl" if verb == "train" else path).read_text()
+    rows = [text] if verb == "evaluate" else text.splitlines()
+    found.append([json.loads(row).get(figure) for row in rows])
+  assert found[0] == found[1] and found[0][0] is not None
 
 
 def test_training_goes_on_under_other_settings(model, tmp_path):

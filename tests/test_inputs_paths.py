@@ -19,6 +19,7 @@ from set_diffusion_jax import cli, convert, data
 from set_diffusion_jax.config import Config
 from set_diffusion_jax.errors import UserError
 from set_diffusion_jax.inputs import paths
+from set_diffusion_jax.storage import disk
 from set_diffusion_jax.storage.checkpoint import Checkpoints, abstract
 from tests import jobs, tiny
 
@@ -157,7 +158,7 @@ def test_urls_are_refused_before_anything_is_written(tmp_path, capsys, monkeypat
   refused(capsys, ["convert", PUBLISHED, url], "destination", url)
   refused(capsys, ["prepare", "--config=quickstart", f"--output={url}"], url)
   refused(capsys, ["inspect", PUBLISHED, "--output=s3://b/o.json"], "--output", "s3:")
-  with pytest.raises(UserError, match="a path or hf://ORG/NAME; gs:// is not"):
+  with pytest.raises(UserError, match="a path or hf://ORG/NAME; s3:// is not"):
     convert.convert(PUBLISHED, url)
   assert not os.listdir(tmp_path)
 
@@ -185,18 +186,18 @@ def test_the_home_directory(tmp_path, monkeypatch, capsys):
 def test_a_file_is_whole_and_has_the_users_mode(tmp_path):
   before = os.umask(0o027)
   try:
-    paths.write_whole(tmp_path / "new", "text")
+    disk.write_whole(tmp_path / "new", "text")
   finally:
     os.umask(before)
   private = tmp_path / "private"
   private.write_text("old")
   private.chmod(0o600)
-  paths.write_whole(private, b"new")
+  disk.write_whole(private, b"new")
   modes = [stat.S_IMODE((tmp_path / n).stat().st_mode) for n in ("new", "private")]
   assert modes == [0o640, 0o600]
   assert private.read_text() == "new"
   longest = tmp_path / ("x" * 255)
-  paths.write_whole(longest, "text")
+  disk.write_whole(longest, "text")
   assert longest.read_text() == "text"
   assert sorted(os.listdir(tmp_path)) == ["new", "private", "x" * 255]
 
@@ -206,14 +207,14 @@ def test_links_pipes_and_devices_stay_what_they_are(tmp_path):
   target, link = tmp_path / "folder" / "target", tmp_path / "link"
   link.symlink_to("folder/target")
   for text in ("first", "second"):  # of a link to nothing, then to a file
-    paths.write_whole(link, text)
+    disk.write_whole(link, text)
     assert link.is_symlink() and target.read_text() == text
   fifo = tmp_path / "fifo"
   os.mkfifo(fifo)
   found = []
   reader = threading.Thread(target=lambda: found.append(fifo.read_text()))
   reader.start()
-  paths.write_whole(fifo, "piped")
+  disk.write_whole(fifo, "piped")
   reader.join()
   assert found == ["piped"] and fifo.is_fifo()
   device = tmp_path / "null"
@@ -232,7 +233,7 @@ def test_an_open_file_is_written_on(tmp_path):
     link = tmp_path / "link"
     link.symlink_to(f"/dev/fd/{file.fileno()}")
     for path in (f"/dev/fd/{file.fileno()}", f"/proc/self/fd/{file.fileno()}", link):
-      paths.write_whole(pathlib.Path(path), "text\n")
+      disk.write_whole(pathlib.Path(path), "text\n")
     file.write(b"after\n")
   assert (tmp_path / "out").read_text() == "before\ntext\ntext\ntext\nafter\n"
 

@@ -104,7 +104,7 @@ BROKEN = {
   "packed": (gzip.compress(b"one\n"), "is packed by gzip", ".gz"),
   "pointer": (
     b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n",
-    "is a pointer of Git LFS",
+    "is a git-lfs pointer",
     "git lfs pull",
   ),
   "empty": (b"", "holds no text"),
@@ -140,7 +140,7 @@ PACKED = gzip.compress(random.Random(0).randbytes(2000).hex().encode() + b"\n", 
     (gzip.compress(bytes(1_000_001)), "holds more than 1,000,000 bytes"),
     (gzip.compress(b"lines\n" * 200_000), "holds more than 1,000,000 bytes"),
     (gzip.compress(b"\xff\xfea\0"), "is UTF-16"),
-    (b"version https://git-lfs.github.com/spec/v1\n", "is a pointer of Git LFS"),
+    (b"version https://git-lfs.github.com/spec/v1\n", "is a git-lfs pointer"),
   ],
   ids=["cut", "more", "plain", "damaged", "zeros", "lines", "UTF-16", "pointer"],
 )

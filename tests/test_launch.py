@@ -28,6 +28,9 @@ RECIPE = ["--", "train", "--config=scale:recipe=owt_110m", "--workdir=/runs/one"
 TPU += ["--nfs=10.0.0.2:/share"]
 
 
+BUCKET = ["--", "train", "--config=c.py", "--workdir=gs://bucket/run"]
+
+
 @pytest.fixture
 def launch(monkeypatch, capsys):
   """Runs a launcher in this process; its exit code, what it printed, its errors."""
@@ -46,8 +49,8 @@ def launch(monkeypatch, capsys):
 def shown(launch):
   """The command and its standard input that --dry-run prints."""
 
-  def show(script, *words):
-    code, output, errors = launch(script, *words, "--dry-run", *COMMAND)
+  def show(script, *words, command=COMMAND):
+    code, output, errors = launch(script, *words, "--dry-run", *command)
     assert code == 0, errors
     command, _, rest = output.partition(" <<'END'\n")
     text, _, end = rest.rpartition("END\n")
@@ -136,8 +139,8 @@ def test_queued_resources(shown):
 def manifest(shown):
   """The JobSet that kubectl would be given."""
 
-  def render(*words):
-    command, text = shown("gke", *GKE, *words)
+  def render(*words, given=GKE, **more):
+    command, text = shown("gke", *given, *words, **more)
     assert command == ["kubectl", "apply", "--filename=-"]
     return yaml.safe_load(text)
 
@@ -184,6 +187,57 @@ def test_jobset_of_newer_chips(manifest):
   assert job["parallelism"] == 18
   assert pod["nodeSelector"] == {"cloud.google.com/gke-accelerator": "nvidia-gb200"}
   assert pod["containers"][0]["resources"]["limits"] == {"nvidia.com/gpu": 4}
+
+
+def test_a_run_in_a_bucket_needs_no_volume(manifest, shown):
+  found = manifest("--topology=v5e:4x4", given=GKE[:2], command=BUCKET)
+  assert jobset.mistakes(found) == []
+  _, _, pod = job_of(found)
+  (container,) = pod["containers"]
+  assert "volumes" not in pod and "volumeMounts" not in container
+  assert container["args"] == BUCKET[1:] and pod["hostNetwork"]
+  words = ["--topology=v5e:4x4", "--volume=claim:/data"]  # such as for the corpus
+  _, _, pod = job_of(manifest(*words, given=GKE[:2], command=BUCKET))
+  assert pod["containers"][0]["volumeMounts"][0]["mountPath"] == "/data"
+  words, text = shown("tpu", *TPU[:4], "--topology=v5e:4x4", command=BUCKET)
+  assert "nfs" not in text and "/runs" not in text and is_bash(text)
+  assert not [w for w in words if w.startswith(("--service-account", "--scopes"))]
+
+
+def test_service_accounts(manifest, shown):
+  words = ["--topology=gpu:h100x16", "--service-account=runs"]
+  found = manifest(*words, given=GKE[:2], command=BUCKET)
+  assert jobset.mistakes(found) == []
+  _, _, pod = job_of(found)
+  assert pod["serviceAccountName"] == "runs"
+  assert "hostNetwork" not in pod and "dnsPolicy" not in pod  # there it is the node's
+  account, scopes = "runs@p.iam.gserviceaccount.com", "https://x/auth/cloud-platform"
+  options = [f"--service-account={account}", f"--scopes={scopes}"]
+  words, _ = shown("tpu", *TPU, "--topology=v5e:4x4", *options)
+  assert set(options) <= set(words)
+
+
+@pytest.mark.parametrize(
+  ("verb", "words", "named"),
+  [
+    ("train", ["--config=c.py", "--workdir=/runs/one"], "--workdir=/runs/one"),
+    ("train", ["--config=c.py", "--workdir=s3://b/one"], "--workdir=s3://b/one"),
+    ("train", ["--config=c.py"], "train, without a place"),
+    ("evaluate", ["--checkpoint=/runs/one"], "--checkpoint=/runs/one"),
+    ("evaluate", ["--checkpoint=gs://b/x", "--output=/runs/x"], "--output=/runs/x"),
+  ],
+)
+def test_files_on_a_disk_need_one_that_lasts(launch, verb, words, named):
+  for script, given, option in (("gke", GKE, "--volume="), ("tpu", TPU, "--nfs=")):
+    kept = [word for word in given if not word.startswith(option)]
+    command = ["--topology=v5e:4x4", "--dry-run", "--", verb, *words]
+    code, output, errors = launch(script, *kept, *command)
+    assert (code, output, errors.count("\n")) == (2, "", 1)
+    assert errors.startswith(f"error: {named}: needs {option}")
+    assert launch(script, *given, *command)[0] == 0
+  for place in ("gs://b/x", "hf://org/name"):
+    command = ["--topology=v5e:4x4", "--dry-run", "--", "evaluate"]
+    assert launch("gke", *GKE[:2], *command, f"--checkpoint={place}")[0] == 0
 
 
 def test_jobset_of_gpus_says_who_is_who(manifest):

@@ -5,6 +5,7 @@ import dataclasses
 import http.server
 import json
 import os
+import pathlib
 import shutil
 import subprocess
 import sys
@@ -61,11 +62,11 @@ def both(tmp_path_factory):
   return found
 
 
-def copied(corpus):
-  """The same corpus elsewhere in the bucket, to be changed, and where that is."""
+def copied(disk):
+  """A corpus in a bucket once more, to be changed, and where that is."""
   target = places.path(buckets.fresh())
-  folders.upload(folders.fetch(places.path(corpus.directory)), target)
-  return dataclasses.replace(corpus, directory=str(target)), target
+  folders.upload(pathlib.Path(disk.directory), target)
+  return dataclasses.replace(disk, directory=str(target)), target
 
 
 def refused(act, *words):
@@ -159,7 +160,7 @@ def test_a_record_is_asked_for_once(both, monkeypatch):
 
 
 def test_damage_is_found_as_on_a_disk(both):
-  bucket, folder = copied(both["tokens"][1])
+  bucket, folder = copied(both["tokens"][0])
   load = lambda: data.load(bucket)
   where = f'data.directory = "{folder}": '
   good = places.read_bytes(folder / SHARD)
@@ -197,7 +198,7 @@ def test_damage_is_found_as_on_a_disk(both):
   ],
 )
 def test_a_shard_that_goes_away_is_not_called_damaged(both, tmp_path, kind, says):
-  bucket, folder = copied(both["tokens"][1])
+  bucket, folder = copied(both["tokens"][0])
   if kind == "disk":
     folder = shutil.copytree(both["tokens"][0].directory, tmp_path / "copy")
     bucket = dataclasses.replace(bucket, directory=str(folder))

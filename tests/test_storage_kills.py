@@ -1,9 +1,11 @@
 """What goes wrong with runs in a bucket changes none of their figures."""
 
+import threading
+
 import pytest
 
 from set_diffusion_jax.errors import DiskError, StoreError
-from set_diffusion_jax.storage import places, steps
+from set_diffusion_jax.storage import folders, places, steps
 from set_diffusion_jax.training.train import train
 from tests import buckets, fault_proxy, jobs, kills
 from tests.test_processes import WHOLE, assert_equal_curves, curve
@@ -81,6 +83,8 @@ def test_a_store_that_stays_away_ends_a_run_that_goes_on_later(on_disk, code, ki
   with buckets.judged(judge), pytest.raises(kind, match=says):
     train(whole, target)
   assert steps.numbers(target / "checkpoints") == [2, 4]
+  # It could not be given back, and this process is still there.
+  folders.remove(target / ".lease")
   train(whole, target)
   assert rows(target) == rows(run)
   assert_identical(final(whole, target), final(whole, run))
@@ -115,21 +119,28 @@ def test_two_processes_equal_one(tmp_path):
 
 @pytest.mark.jobs
 def test_a_second_run_is_refused_and_the_first_is_whole(tmp_path):
-  c = settings(tmp_path, train__steps=12, train__log_every=1, train__keep_latest=2)
-  file = jobs.config_file(tmp_path, c)
-  target = places.path(buckets.fresh())
+  changes = {"train__steps": 8, "train__log_every": 1, "train__keep_latest": 2}
+  file = jobs.config_file(tmp_path, settings(tmp_path, **changes))
+  target, refused = places.path(buckets.fresh()), threading.Event()
   command = ["train", f"--config={file}", f"--workdir={target}"]
-  first = jobs.Job(tmp_path, 1, 4, command)
-  first.reach(1)
-  second = jobs.Job(tmp_path, 1, 4, command)
-  assert second.wait() == [2]
-  assert first.wait() == [0], first.text()
+
+  def judge(request):
+    """The first run is in its save of step 4 until the second is refused."""
+    if "/checkpoints/4/commit_success.txt&upload_id" in request.text:
+      refused.wait(jobs.TIMEOUT)
+
+  with buckets.judged(judge):
+    first = jobs.Job(tmp_path, 1, 4, command)
+    first.reach(4)
+    second = jobs.Job(tmp_path, 1, 4, command)
+    assert second.wait() == [2], second.text()
+    refused.set()
+    assert first.wait() == [0], first.text()
   (line,) = [x for x in second.text().splitlines() if x.startswith("error: ")]
   who = f"process {first.processes[0].pid} on "
   assert line.startswith(f"error: --workdir={target}: is held by another run, {who}")
   assert line.endswith("; wait for its end, or stop it")
-  changes = {"train__steps": 12, "train__log_every": 1, "train__keep_latest": 2}
-  train(config(tmp_path, **changes), tmp_path / "whole")
   same = config(tmp_path, **changes)
+  train(same, tmp_path / "whole")
   assert rows(target) == rows(tmp_path / "whole")
   assert_identical(final(same, target), final(same, tmp_path / "whole"))

@@ -11,6 +11,7 @@ from set_diffusion_jax.convert import convert, describe
 from set_diffusion_jax.errors import UserError
 from set_diffusion_jax.storage import folders, places, steps
 from set_diffusion_jax.storage.checkpoint import Checkpoints
+from set_diffusion_jax.training import metrics
 from set_diffusion_jax.training.metrics import read_metrics
 from set_diffusion_jax.training.train import Run, train
 from set_diffusion_jax.weights import read_weights
@@ -48,7 +49,7 @@ def saved(on_disk):
 def copied(saved):
   """The same run elsewhere in the bucket."""
   target = places.path(buckets.fresh())
-  folders.upload(folders.fetch(saved), target)
+  buckets.copy(saved, target)
   return target
 
 
@@ -91,6 +92,26 @@ def test_another_run_is_refused(saved, tmp_path):
   places.write_text(other / "file", "")
   with pytest.raises(UserError, match=r"gs://\S+: holds files but no run"):
     train(config(tmp_path), other)
+
+
+def test_a_copy_of_the_metrics_that_no_save_needs_may_fail(monkeypatch):
+  target = places.path(buckets.fresh())
+  monkeypatch.setattr(metrics, "_SECONDS", -1)  # a copy after each row
+  upload = folders.upload
+
+  def refused(*arguments):
+    monkeypatch.setattr(folders, "upload", upload)
+    raise ConnectionError("reset")
+
+  with metrics.MetricsWriter(target, 0) as writer:
+    monkeypatch.setattr(folders, "upload", refused)
+    writer.write(1, {"train/loss": 1.0})
+    assert rows(target) == []
+    writer.write(2, {"train/loss": 2.0})
+    assert [row["step"] for row in rows(target)] == [1, 2]
+    monkeypatch.setattr(folders, "upload", refused)
+    with pytest.raises(ConnectionError):
+      writer.publish()
 
 
 def test_a_bucket_that_is_not_there_is_told_before_anything_compiles(capsys):
@@ -143,7 +164,7 @@ def test_checkpoints_that_are_not_there(saved):
   with pytest.raises(UserError, match=r"^gs://\S+/5: has no finished .* of step 5$"):
     read_weights(saved / "checkpoints/5")
   target = places.path(buckets.fresh())
-  folders.upload(folders.fetch(saved, ("config.json", "checkpoints/2")), target)
+  buckets.copy(saved, target, "config.json", "checkpoints/2")
   folders.remove(target / "checkpoints/2" / steps.MARKER)
   with pytest.raises(UserError, match=r"^gs://\S+: has no checkpoint yet$"):
     read_weights(target)

@@ -2,6 +2,7 @@
 
 import ast
 import pathlib
+import re
 
 from set_diffusion_jax.config import DENOMINATORS
 from set_diffusion_jax.diffusion.method import METHODS
@@ -13,11 +14,11 @@ ROOT = pathlib.Path(__file__).parents[1] / "set_diffusion_jax"
 LEVELS = [
   ["errors", "version", "preemption", "numerics"],
   ["inputs"],
-  ["storage.refusals", "storage.faults", "storage.hub_refusals"],
+  ["storage.disk", "storage.refusals", "storage.faults", "storage.hub_refusals"],
   ["storage.hub"],
   ["storage.places", "storage.hub_datasets"],
   ["storage.steps"],
-  ["storage.folders"],
+  ["storage.folders", "storage.copies"],
   ["storage.lease"],
   ["config", "diffusion.method", "diffusion.draws", "cluster", "processes"],
   ["diffusion.schedules", "data"],
@@ -96,6 +97,55 @@ def test_rooms_keep_to_their_libraries():
     assert "huggingface_hub" not in used or room == "storage.hub", path
     reads_settings = "ml_collections" in used and room not in ("config", "cli")
     assert not reads_settings, path
+
+
+# What renames, links, or removes a folder: a kill in the midst of it is thought of in
+# the room of storage alone. There too addresses of stores are told from paths.
+MOVES = {"os": {"replace", "rename", "renames", "link"}, "shutil": {"rmtree", "move"}}
+
+
+def keeping_house(tree):
+  """Lines that move or remove folders, or look whether a text is an address."""
+  for node in ast.walk(tree):
+    found = False
+    if isinstance(node, ast.Attribute):
+      owner = getattr(node.value, "id", None)
+      found = node.attr in MOVES.get(owner, ()) or node.attr in (
+        "rename",
+        "hardlink_to",
+      )
+    elif isinstance(node, ast.ImportFrom):
+      found = {alias.name for alias in node.names} & MOVES.get(node.module, set())
+    elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+      # Of a path; that of a text takes two arguments, that of a record names.
+      found = node.func.attr == "replace" and len(node.args) == 1 and not node.keywords
+    elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+      found = re.match("(gs|hf|s3)?://", node.value)  # in messages words come first
+    if found:
+      yield node.lineno
+
+
+def test_only_storage_moves_files_and_knows_addresses():
+  for path, room in modules():
+    if room.split(".")[0] != "storage":
+      found = list(keeping_house(ast.parse(path.read_text())))
+      assert not found, f"{path.name}, lines {found}: call storage/ instead"
+
+
+def test_what_moves_files_or_knows_addresses_is_found():
+  for line in (
+    "os.replace(a, b)",
+    "shutil.rmtree(folder)",
+    "from shutil import move",
+    "path.rename(other)",
+    "path.replace(other)",
+    'text.startswith("gs://")',
+    'f"hf://{name}"',
+    '"://" in text',
+  ):
+    assert list(keeping_house(ast.parse(line))), line
+  shown = 'text.replace("a", "b"); state.replace(step=1); "give gs://BUCKET/PATH"'
+  assert not list(keeping_house(ast.parse(shown)))
 
 
 def is_method_name(node):

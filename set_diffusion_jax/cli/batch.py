@@ -19,12 +19,13 @@ _COLOURS = {_CONTEXT: ("\x1b[36m", "\x1b[0m"), _MASKED: ("\x1b[7;31m", "\x1b[0m"
 _MARKS = {_CONTEXT: ("«", "»"), _MASKED: ("[", "]")}
 
 
-def batch_figures(config: Config, rows: int) -> tuple[dict, str, str]:
-  """The first batch of a configuration: figures, text, and text for a terminal.
+def batch_figures(config: Config, rows: int, colour: bool) -> tuple[dict, str]:
+  """The first batch of a configuration: figures, and text.
 
   Args:
     config: of the run that is planned.
     rows: how many are in the text.
+    colour: whether the text is for a terminal.
   """
   corpus = data.load(config.data)
   size = config.train.batch_size
@@ -55,21 +56,16 @@ def batch_figures(config: Config, rows: int) -> tuple[dict, str, str]:
   for side in ("train", "validation"):
     if (cut := corpus.fingerprint.get(f"{side}_cut_off")) is not None:
       figures[f"{side}_cut_off"] = cut
-  texts = []
-  for colour in (False, True):
-    lines = _figure_lines(config, figures)
-    lines += [f"note       {note}" for note in corpus.notes]
-    for row in range(min(rows, size)):
-      kinds = np.where(context[row], _CONTEXT, np.where(masked[row], _MASKED, _SEEN))
-      counts = (valid[row].sum(), (context & valid)[row].sum(), masked[row].sum())
-      lines.append(
-        "\n--- row {}: {} tokens, {} context, {} masked".format(row, *counts)
-      )
-      used = valid[row]
-      tokens = examples["tokens"][row][used]
-      lines.append(render(tokens, kinds[used], corpus.tokenizer, colour))
-    texts.append("\n".join(lines))
-  return figures, *texts
+  lines = _figure_lines(config, figures)
+  lines += [f"note       {note}" for note in corpus.notes]
+  for row in range(min(rows, size)):
+    kinds = np.where(context[row], _CONTEXT, np.where(masked[row], _MASKED, _SEEN))
+    counts = (valid[row].sum(), (context & valid)[row].sum(), masked[row].sum())
+    lines.append("\n--- row {}: {} tokens, {} context, {} masked".format(row, *counts))
+    used = valid[row]
+    tokens = examples["tokens"][row][used]
+    lines.append(render(tokens, kinds[used], corpus.tokenizer, colour))
+  return figures, "\n".join(lines)
 
 
 def _masked(config: Config, examples: data.Examples, vocabulary) -> np.ndarray:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from set_diffusion_jax import processes
 from set_diffusion_jax.cli.configuration import checked, load_model, with_options
 from set_diffusion_jax.cli.files import check_output, show, write, write_text
+from set_diffusion_jax.config import Config, DataConfig
 from set_diffusion_jax.data.zero_shot import zero_shot_data, zero_shot_names
 from set_diffusion_jax.errors import UserError
 from set_diffusion_jax.inputs import paths
@@ -23,13 +24,14 @@ def evaluate(arguments: argparse.Namespace, changes: Sequence[str]) -> None:
     config.evaluate, arguments, ("draws", "sequences", "batch_size", "seed", "order")
   )
   config = checked(dataclasses.replace(config, evaluate=options))
-  read = (arguments.checkpoint, config.data.train_path, config.data.validation_path)
-  read = (*read, config.data.directory, config.evaluate.order)
-  check_output(arguments.output, inputs=read)
+  corpora = _corpora(arguments, config)
+  read = [arguments.checkpoint, arguments.backbone_config, config.evaluate.order]
+  for text in (config.data, *corpora.values()):
+    read += [text.train_path, text.validation_path, text.directory, text.tokenizer]
+  for output in (arguments.output, *(_of_corpus(arguments.output, n) for n in corpora)):
+    check_output(output, inputs=read)
   _check_by(arguments, read)
-  if arguments.zero_shot is None:
-    if arguments.zero_shot_data is not None:
-      raise UserError("--zero-shot-data: needs --zero-shot=NAME,...")
+  if not corpora:
     model = dataclasses.replace(model, config=config)
     detail = arguments.by, arguments.by_output
     figures = _likelihood(model, arguments.output, "evaluate", *detail)
@@ -38,8 +40,7 @@ def evaluate(arguments: argparse.Namespace, changes: Sequence[str]) -> None:
       _print_young_average(model, arguments.weights)
     return
   every = {}
-  for name in zero_shot_names(arguments.zero_shot):
-    corpus = zero_shot_data(name, config.data, arguments.zero_shot_data)
+  for name, corpus in corpora.items():
     one = dataclasses.replace(model, config=dataclasses.replace(config, data=corpus))
     output = _of_corpus(arguments.output, name)
     every[name] = figures = _likelihood(one, output, name)
@@ -51,6 +52,16 @@ def evaluate(arguments: argparse.Namespace, changes: Sequence[str]) -> None:
   if processes.is_first():
     _print_young_average(model, arguments.weights)
     write(arguments.output, {"zero_shot": every})
+
+
+def _corpora(arguments: argparse.Namespace, config: Config) -> dict[str, DataConfig]:
+  """Where each corpus of --zero-shot is, by name; {} without that option."""
+  if arguments.zero_shot is None:
+    if arguments.zero_shot_data is not None:
+      raise UserError("--zero-shot-data: needs --zero-shot=NAME,...")
+    return {}
+  names, folder = zero_shot_names(arguments.zero_shot), arguments.zero_shot_data
+  return {name: zero_shot_data(name, config.data, folder) for name in names}
 
 
 def _print_young_average(model, weights: str | None) -> None:
@@ -150,7 +161,8 @@ def _likelihood(
       progress.advance(len(new))
 
     quality = evaluator.run(model.params, advance, done).likelihood
-  figures = {**quality.summary(), "protocol": identity}
+  origin = {} if model.origin is None else {"checkpoint": model.origin}
+  figures = {**quality.summary(), **origin, "protocol": identity}
   if first and by is not None:
     lines = "".join(_detail_lines(by, evaluator.held_out, rows))
     write_text(by_output, lines, "--by-output")

@@ -1,13 +1,18 @@
 """What commands read and write besides checkpoints."""
 
+import contextlib
+import errno
+import itertools
 import json
 import os
 import pathlib
+import stat
 import sys
 from collections.abc import Iterable
 
 from set_diffusion_jax.errors import DiskError, UserError
 from set_diffusion_jax.inputs import paths, terminal
+from set_diffusion_jax.storage import disk
 
 
 def write(path: pathlib.Path | None, figures: dict, option: str = "--output") -> None:
@@ -22,7 +27,7 @@ def write_text(
   if path is None:
     return
   try:
-    paths.write_whole(path, text)
+    disk.write_whole(path, text)
   except OSError as error:
     raise DiskError(f"{option}={path}: {error.strerror}") from None
 
@@ -62,28 +67,49 @@ def check_output(
   Args:
     path: of the file; None: nothing is written.
     option: that names it.
-    inputs: files and checkpoints that the command reads, and must not overwrite.
+    inputs: files and checkpoints that the command reads, and must not overwrite; a
+      pattern stands for all files that it names.
   """
   if path is None:
     return
   where = f"{option}={path}"
-  number = paths.descriptor(path)
-  if number is not None:
-    try:
-      os.fstat(number)
-    except OSError as error:
-      raise UserError(f"{where}: {error.strerror}") from None
-    return
+  try:
+    if _is_open_or_special(path):
+      return
+  except OSError as error:
+    raise UserError(f"{where}: {error.strerror}") from None
   if path.is_dir() or not path.name:
     raise UserError(f"{where}: must be a file, is a directory")
-  if paths.is_special(path):
-    return
   target = pathlib.Path(os.path.realpath(path))
   if not os.access(target.parent, os.W_OK):
     raise UserError(f"{where}: its directory is missing or not writable")
-  for name in inputs:
-    if name is not None and _is_part(target, pathlib.Path(os.path.realpath(name))):
+  given = [os.fspath(name) for name in inputs if name is not None]
+  for name in [*given, *itertools.chain.from_iterable(map(paths.matching, given))]:
+    if _is_part(target, pathlib.Path(os.path.realpath(name))):
       raise UserError(f"{where}: is read by this command; give another file")
+
+
+def _is_open_or_special(path: pathlib.Path) -> bool:
+  """Whether a path is an open file, a device or a pipe, which can be written.
+
+  Raises:
+    OSError: it cannot be, as /dev/full, a socket, or a link that leads to itself.
+  """
+  number = paths.descriptor(path)
+  if number is not None:
+    os.write(number, b"")
+    return True
+  with contextlib.suppress(FileNotFoundError):
+    mode = path.stat().st_mode
+    if stat.S_ISCHR(mode):
+      number = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY)
+      try:
+        os.write(number, b"")
+      finally:
+        os.close(number)
+    elif stat.S_ISSOCK(mode):
+      raise OSError(errno.ENXIO, "must be a file, is a socket")
+  return paths.is_special(path)
 
 
 # What a checkpoint's directory holds; other files may be written there.

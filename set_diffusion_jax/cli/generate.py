@@ -60,7 +60,9 @@ def _generate(
     if arguments.stream and sys.stdout.isatty():
       _watch(generation, stops, [len(t) for t in batch], model.tokenizer)
     results += generation.finish(stops)
-  rows = [{field: text, **result} for text, result in zip(texts, results, strict=True)]
+  origin = {} if model.origin is None else {"checkpoint": model.origin}
+  pairs = zip(texts, results, strict=True)
+  rows = [{field: text, **result, **origin} for text, result in pairs]
   write_text(arguments.output, "".join(json.dumps(row) + "\n" for row in rows))
   for number, result in enumerate(results, 1):
     steps = f"{result['steps']} steps for {len(result['tokens'])} tokens"

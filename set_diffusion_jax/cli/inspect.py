@@ -1,13 +1,14 @@
 """`inspect` and `convert`: what is in a checkpoint, and the way to other formats."""
 
 import argparse
+import sys
 from collections.abc import Sequence
 
 from set_diffusion_jax.cli.files import check_output, show, write
 from set_diffusion_jax.config import Config
-from set_diffusion_jax.config.files import read_config
+from set_diffusion_jax.config.files import config_file, read_config
 from set_diffusion_jax.errors import UserError
-from set_diffusion_jax.inputs.paths import content
+from set_diffusion_jax.inputs.paths import content, descriptor, is_special
 from set_diffusion_jax.inputs.records import parse_json
 
 
@@ -60,13 +61,13 @@ def inspect(arguments: argparse.Namespace, configuration: Sequence[str]) -> None
     config = read_config(configuration)
     files = config.data
     read = (files.train_path, files.validation_path, files.directory, files.tokenizer)
-    check_output(arguments.output, inputs=read)
-    figures, plain, coloured = batch_figures(config, arguments.rows)
+    check_output(arguments.output, inputs=[*read, config_file(configuration)])
+    figures, text = batch_figures(config, arguments.rows, sys.stdout.isatty())
     write(arguments.output, figures)
-    show(plain, coloured)
+    show(text, text)
     return
   if arguments.mask:
-    _inspect_mask(arguments, read_config(configuration))
+    _inspect_mask(arguments, configuration)
     return
   from set_diffusion_jax.convert import describe, description_text
 
@@ -82,9 +83,10 @@ def inspect(arguments: argparse.Namespace, configuration: Sequence[str]) -> None
   show(description_text(description))
 
 
-def _inspect_mask(arguments: argparse.Namespace, config: Config) -> None:
+def _inspect_mask(arguments: argparse.Namespace, configuration: Sequence[str]) -> None:
   from set_diffusion_jax.figures import masks
 
+  config = read_config(configuration)
   if not 2 <= arguments.length <= config.data.length:
     right = f"must be from 2 to data.length={config.data.length}"
     raise UserError(f"--length={arguments.length}: {right}")
@@ -100,8 +102,9 @@ def _inspect_mask(arguments: argparse.Namespace, config: Config) -> None:
   if arguments.output is None:
     show("\n\n".join(f"{title}\n{masks.terminal(i)}" for title, i in panels))
     return
-  check_output(arguments.output)
-  if arguments.output.suffix != ".png" and not arguments.output.exists():
+  check_output(arguments.output, inputs=[config_file(configuration)])
+  plain = not is_special(arguments.output) and descriptor(arguments.output) is None
+  if plain and arguments.output.suffix != ".png":
     raise UserError(f"--output={arguments.output}: must end in .png")
   try:
     masks.save(panels, arguments.output)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from set_diffusion_jax.cli.files import check_output, show, write
 from set_diffusion_jax.config import Config
-from set_diffusion_jax.config.files import read_config
+from set_diffusion_jax.config.files import config_file, read_config
 from set_diffusion_jax.data import Vocabulary, load_tokenizer
 from set_diffusion_jax.errors import UserError
 
@@ -21,7 +21,8 @@ def plan(arguments: argparse.Namespace, configuration: Sequence[str]) -> int:
   config = read_config(configuration)
   topology = parse_topology(arguments.topology, arguments.slices)
   vocabulary = _vocabulary(config, arguments.vocabulary_size)
-  check_output(arguments.json, "--json")
+  read = (config_file(configuration), config.data.tokenizer)
+  check_output(arguments.json, "--json", read)
   jax.config.update("jax_platforms", "cpu")  # no device of this machine is needed
   found = make_plan(config, topology, vocabulary)
   write(arguments.json, {**found.to_dict(), "config": config.to_dict()}, "--json")

@@ -11,8 +11,8 @@ from set_diffusion_jax.inputs.records import parse_record
 from set_diffusion_jax.inputs.text import (
   Found,
   argument_text,
-  check_text,
   read_lines,
+  utf8,
 )
 
 
@@ -55,7 +55,7 @@ def _of_record(line: str, field: str, where: str) -> str:
   record = parse_record(line, where)
   if not isinstance(record.get(field), str):
     raise UserError(f'{where}: must have "{field}", a string')
-  check_text(record[field], where)
+  utf8(record[field], where)
   return record[field]
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from set_diffusion_jax.errors import UserError
 from set_diffusion_jax.inputs.names import shown
 from set_diffusion_jax.inputs.paths import is_url
-from set_diffusion_jax.storage import hub_datasets, places
+from set_diffusion_jax.storage import hub, hub_datasets, places
 
 _DISK = "a path on a disk; URLs are not supported here"
 _TEXT = (
@@ -31,6 +31,10 @@ def check_addresses(config) -> None:
       _require_path(f"data.{name}", value, _TEXT)
   _require_path("data.tokenizer", data.tokenizer, _DISK)
   _require_path("evaluate.order", config.evaluate.order, _DISK)
+  start = config.init_from or ""
+  if not (places.is_remote(start) or hub.is_url(start)):
+    right = "a path, gs://BUCKET/PATH or hf://ORG/NAME[@REVISION]"
+    _require_path("init_from", start, right)
   if data.source != "tfds" and is_url(data.directory or ""):
     with _named("data.directory", data.directory):
       places.path(data.directory)

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict, config_flags
 
 from set_diffusion_jax.config.experiment import Config, check_field
 from set_diffusion_jax.errors import UserError
-from set_diffusion_jax.inputs.paths import expanded
+from set_diffusion_jax.inputs.paths import expanded, is_url
 
 _CONFIG = "--config="
 
@@ -53,16 +53,11 @@ def read_config(arguments: Sequence[str]) -> Config:
   Raises:
     UserError: no such file, it fails, or a field cannot be as it says.
   """
-  given = named(arguments)
-  if not given:
-    raise UserError("--config: must name a configuration, as --config=FILE or NAME")
-  name, colon, values = given.partition(":")
-  if colon and pathlib.Path(expanded(given)).is_file():  # the colon is of its name
-    name, colon, values = given, "", ""
+  name, values = _name_and_values(arguments)
   file, changes = find(name), [a for a in arguments if not a.startswith(_CONFIG)]
   changed_fields(changes)
   try:
-    settings = _run(file, [values] if colon else [])
+    settings = _run(file, values)
   except UserError:
     raise
   except Exception as error:  # whatever the user's own file does
@@ -72,6 +67,24 @@ def read_config(arguments: Sequence[str]) -> Config:
     kind = type(settings).__name__
     raise UserError(f"{_CONFIG}{name}: get_config returned {kind}, not a ConfigDict")
   return with_changes(settings, changes)
+
+
+def config_file(arguments: Sequence[str]) -> pathlib.Path:
+  """The file that `read_config` of these arguments reads; raises as it does."""
+  return find(_name_and_values(arguments)[0])
+
+
+def _name_and_values(arguments: Sequence[str]) -> tuple[str, list[str]]:
+  """FILE or NAME of the last `--config=FILE[:VALUES]`, and VALUES if it has any."""
+  given = named(arguments)
+  if not given:
+    raise UserError("--config: must name a configuration, as --config=FILE or NAME")
+  if is_url(given):
+    raise UserError(f"{_CONFIG}{given}: must be a file on a disk or a name, is a URL")
+  name, colon, values = given.partition(":")
+  if not colon or pathlib.Path(expanded(given)).is_file():  # the colon is of its name
+    return given, []
+  return name, [values]
 
 
 def _run(file: pathlib.Path, arguments: list[str]):

@@ -3,7 +3,6 @@
 import dataclasses
 import importlib.util
 import pathlib
-import tempfile
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -25,7 +24,7 @@ from set_diffusion_jax.convert.verify import verify_apart, verify_here
 from set_diffusion_jax.data import JsonTokenizer, PieceTokenizer, restore_tokenizer
 from set_diffusion_jax.errors import UserError
 from set_diffusion_jax.numerics import settled
-from set_diffusion_jax.storage import hub, places
+from set_diffusion_jax.storage import disk, hub, places
 
 SHARD_SIZE = 5 * 10**9  # bytes, as Transformers shards
 
@@ -139,7 +138,7 @@ def _uploaded(url: str, place: Located, opened: Source, *parts) -> Report:
     right = "must be a new directory, as the source has the hub's format already"
     raise UserError(f"{url}: {right}")
   hub.check_destination(url)
-  with tempfile.TemporaryDirectory(prefix="set-diffusion-") as scratch:
+  with disk.scratch() as scratch:
     folder = pathlib.Path(scratch) / "model"
     report = _written(folder, place, opened, *parts)
     return dataclasses.replace(report, destination=hub.upload(url, folder))

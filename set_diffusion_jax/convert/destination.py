@@ -3,11 +3,10 @@
 import contextlib
 import os
 import pathlib
-import shutil
-import tempfile
 from collections.abc import Iterator
 
 from set_diffusion_jax.errors import UserError
+from set_diffusion_jax.storage import disk
 
 _FRESH = ".convert-"  # how names begin beside the destination, while it is written
 
@@ -19,25 +18,13 @@ def fresh_directory(destination: pathlib.Path) -> Iterator[pathlib.Path]:
   Raises:
     UserError: the destination is in use, or the disk is full or fails.
   """
-  fresh = None
   try:
     _check_free(destination)
-    place = _place(destination)
-    place.parent.mkdir(parents=True, exist_ok=True)
-    # Its own name may be as long as names can be.
-    fresh = pathlib.Path(tempfile.mkdtemp(prefix=_FRESH, dir=place.parent))
-    yield fresh
-    umask = os.umask(0)
-    os.umask(umask)
-    fresh.chmod(0o777 & ~umask)
-    os.replace(fresh, place)
-    fresh = None
+    with disk.fresh_folder(_place(destination), _FRESH) as fresh:
+      yield fresh
   except OSError as error:
     why = error.strerror or str(error)
     raise UserError(f"{destination}: {why}; nothing was written") from None
-  finally:
-    if fresh is not None:
-      shutil.rmtree(fresh, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -46,10 +33,7 @@ def removed_unless_right(destination: pathlib.Path) -> Iterator[None]:
   try:
     yield
   except BaseException:
-    place = _place(destination)
-    aside = tempfile.mkdtemp(prefix=_FRESH, dir=place.parent)
-    os.replace(place, aside)
-    shutil.rmtree(aside, ignore_errors=True)
+    disk.discard(_place(destination), _FRESH)
     raise
 
 

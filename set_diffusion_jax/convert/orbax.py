@@ -22,6 +22,7 @@ from set_diffusion_jax.convert.tensors import WEIGHT_DTYPES, read_json
 from set_diffusion_jax.errors import UserError
 from set_diffusion_jax.inputs.names import check_tree, shown
 from set_diffusion_jax.inputs.paths import Opened
+from set_diffusion_jax.storage import places, refusals
 from set_diffusion_jax.storage.saved import FORMAT_VERSION, check_version
 from set_diffusion_jax.storage.steps import MARKER
 
@@ -44,11 +45,15 @@ class Reader:
 
   def __init__(self, step: pathlib.Path, kind: str | None):
     self._step, self._state = step, step / "state"
-    self._bytes = check_tree(step)
-    try:
-      self._opened = Opened(self._state)
-    except OSError as error:
-      raise UserError(f"{self._state}: {error.strerror}") from None
+    if places.is_remote(step):
+      self._bytes, self._folder = places.total_size(step), self._state
+    else:
+      self._bytes = check_tree(step)
+      try:
+        self._opened = Opened(self._state)
+      except OSError as error:
+        raise UserError(f"{self._state}: {error.strerror}") from None
+      self._folder = self._opened.path
     self.meta = read_json(step / "meta" / "metadata")
     check_version(self.meta, str(step))
     try:
@@ -122,22 +127,26 @@ class Reader:
     try:
       return _read_by_chunks(array, parameter.index(piece))
     except _ERRORS as error:
-      where = f"{self._state}: {parameter.path}"
-      raise UserError(f"{where}: is damaged ({reason(error)})") from None
+      raise self._wrong(parameter.path, error, "is damaged") from None
 
   def _array(self, path: str, kept: int = 0) -> ts.TensorStore:
     """An open array that keeps up to `kept` decoded bytes."""
     spec = {
       "driver": self._driver,
-      "kvstore": _kvstore(self._opened.path, self._names[path], self._ocdbt),
+      "kvstore": _kvstore(self._folder, self._names[path], self._ocdbt),
       "fill_missing_data_reads": False,
       "context": {"cache_pool": {"total_bytes_limit": kept}},
     }
     try:
       return ts.open(spec, read=True).result()
     except _ERRORS as error:
-      where = f"{self._state}: {path}"
-      raise UserError(f"{where}: cannot be read ({reason(error)})") from None
+      raise self._wrong(path, error, "cannot be read") from None
+
+  def _wrong(self, path: str, error: Exception, what: str) -> UserError:
+    """What an error of tensorstore says of a parameter, or of a store."""
+    if places.is_remote(self._step) and (refusal := refusals.refusal(error)):
+      return UserError(f"{self._step}: {refusal}")
+    return UserError(f"{self._state}: {path}: {what} ({reason(error)})")
 
 
 def _read_by_chunks(array: ts.TensorStore, index: tuple[slice, ...]) -> np.ndarray:
@@ -179,10 +188,13 @@ def _paths(file: pathlib.Path, tree: Mapping) -> list[tuple[str, ...]]:
 
 def _kvstore(state: pathlib.Path, name: str, ocdbt: bool) -> dict:
   """A parameter in a folder, given by a path and not by a URL, which is no literal."""
+  base = {"driver": "file", "path": f"{state}/"}
+  if places.is_remote(state):
+    bucket, path = places.bucket_and_name(state)
+    base = {"driver": "gcs", "bucket": bucket, "path": f"{path}/"}
   if ocdbt:
-    base = {"driver": "file", "path": f"{state}/"}
     return {"driver": "ocdbt", "base": base, "path": f"{name}/"}
-  return {"driver": "file", "path": f"{state}/{name}/"}
+  return {**base, "path": f"{base['path']}{name}/"}
 
 
 class Writer:

@@ -1,6 +1,7 @@
 """Weights to convert, whatever their format: parameters that can be read in pieces."""
 
 import dataclasses
+import io
 import os
 import pathlib
 from collections.abc import Mapping
@@ -31,9 +32,10 @@ from set_diffusion_jax.data import Vocabulary
 from set_diffusion_jax.errors import UserError
 from set_diffusion_jax.inputs import names, sizes
 from set_diffusion_jax.inputs.records import parse_json
-from set_diffusion_jax.storage import workdir
+from set_diffusion_jax.storage import places, workdir
 
 PICKLED = (".bin", ".ckpt", ".pt", ".pth")
+TENSOR_FILES = (".safetensors", *PICKLED)
 _LONGEST_ROW = 2**20  # of a metrics file
 
 
@@ -123,8 +125,8 @@ def open_source(
   """Weights of any supported format, detected.
 
   Args:
-    path: a work directory, its `checkpoints/STEP`, a PyTorch-format directory, or a
-      file of tensors with its `config.json` beside it.
+    path: a work directory or its `checkpoints/STEP`, on a disk or in a bucket; a
+      PyTorch-format directory, or a file of tensors with its `config.json` beside it.
     kind: "ema" or "raw"; None: EMA where there is a choice.
     backbone_config: a Qwen3 configuration of Transformers, for a published directory
       that names its Qwen3 by a name that is not known here.
@@ -134,7 +136,8 @@ def open_source(
     UserError: not a checkpoint, damaged, or not a model that this project has.
   """
   try:
-    path.stat()
+    if not places.is_remote(path):
+      path.stat()
   except (OSError, ValueError) as error:
     reason = getattr(error, "strerror", None) or "is no name of a file"
     reason = reason[:1].lower() + reason[1:]
@@ -155,8 +158,8 @@ def open_source(
 
 def check_outside(source: Source, destination: pathlib.Path) -> None:
   """UserError if a destination would be taken for a part of the source."""
-  if source.format == "pytorch":  # its files have names of their own
-    return
+  if source.format == "pytorch" or places.is_remote(source.path):
+    return  # its files have names of their own, or are on no disk
   place, own = map(os.path.realpath, (destination, source.path.parent))
   if names.is_inside(place, own):
     raise UserError(f"{destination}: is inside of {own}; give another directory")
@@ -164,19 +167,15 @@ def check_outside(source: Source, destination: pathlib.Path) -> None:
 
 def _step(path: pathlib.Path) -> pathlib.Path | None:
   """The directory of an Orbax step, if the path is one or holds some."""
-  if path.parent.name == workdir.CHECKPOINTS and path.name.isdigit():
-    if names.step_number(path.name) is None:
-      raise UserError(f"{path}: {path.name} is no number of a step")
+  if workdir.names_step(path):
     return path
-  folder = path / workdir.CHECKPOINTS
-  if not folder.is_dir():
+  folder, remote = path / workdir.CHECKPOINTS, places.is_remote(path)
+  if not remote and not folder.is_dir():
     return None
-  steps = map(names.step_number, os.listdir(folder))
-  newest = max((step for step in steps if step is not None), default=None)
-  if newest is None:
-    raise UserError(f"{path}: has no checkpoint yet")
-  names.check_link(folder / str(newest), path)
-  return folder / str(newest)
+  step = folder / str(workdir.newest_step(path))
+  if not remote:  # a bucket has no links
+    names.check_link(step, path)
+  return step
 
 
 def _orbax(step: pathlib.Path, kind: str | None) -> Source:
@@ -211,10 +210,13 @@ def _orbax(step: pathlib.Path, kind: str | None) -> Source:
 def _evaluation(step: pathlib.Path) -> dict | None:
   """The held-out figures that training wrote at this step."""
   file, prefix = step.parent.parent / "metrics.jsonl", "validation/"
-  if not file.exists():
+  if not places.exists(file):
     return None
-  names.part(file, file.parent)
-  with file.open("rb") as lines:
+  if places.is_remote(file):
+    opened = io.BytesIO(places.read_bytes(file))
+  else:
+    opened = names.part(file, file.parent).open("rb")
+  with opened as lines:
     while line := lines.readline(_LONGEST_ROW):
       try:
         row = parse_json(line, str(file), depth=4, values=_LONGEST_ROW)
@@ -273,7 +275,7 @@ def _weights(path: pathlib.Path, kind: str | None) -> Weights:
     if path.suffix in PICKLED:
       return read_pickled(path, kind)
     if path.suffix != ".safetensors":
-      right = ", ".join((".safetensors", *PICKLED))
+      right = ", ".join(TENSOR_FILES)
       raise UserError(f"{path}: must be a directory, or a file ending in {right}")
     return _only_weights(path, read_safetensors(path), kind)
   for name in ("model.safetensors", "pytorch_model.bin"):

@@ -1,6 +1,8 @@
 """Tensors in files: names, shapes and dtypes first, values when asked for."""
 
+import errno
 import math
+import os
 import pathlib
 import struct
 from collections.abc import Callable, Mapping
@@ -13,6 +15,7 @@ from set_diffusion_jax.errors import UserError
 from set_diffusion_jax.inputs.names import bare_name, part, shown
 from set_diffusion_jax.inputs.records import parse_json
 from set_diffusion_jax.inputs.sizes import check_shape, tensor_name
+from set_diffusion_jax.storage import places
 
 WEIGHT_DTYPES = {
   "float32": np.dtype(np.float32),
@@ -33,7 +36,7 @@ SAFETENSORS_DTYPES = {
 }
 _LARGEST_HEADER = 100 * 2**20  # the limit of the format's own readers
 _HEADER_VALUES = 2**20  # of a header, which has some eight for each tensor
-_LARGEST_JSON = 256 * 2**20  # bytes
+LARGEST_JSON = 256 * 2**20  # bytes
 
 
 class Tensor(NamedTuple):
@@ -95,17 +98,23 @@ def row_major(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def read_json(path: pathlib.Path) -> dict:
-  """The object in a JSON file.
+  """The object in a JSON file, on a disk or in a bucket.
 
   Raises:
     UserError: no such file, or it is not a JSON object.
   """
   try:
-    size = path.stat().st_size
-    if size > _LARGEST_JSON:
-      raise UserError(f"{path}: has {size} bytes, must have at most {_LARGEST_JSON}")
-    values = parse_json(path.read_bytes(), str(path))
+    remote = places.is_remote(path)
+    size = places.size(path) if remote else path.stat().st_size
+    if size > LARGEST_JSON:
+      raise UserError(f"{path}: has {size} bytes, must have at most {LARGEST_JSON}")
+    raw = places.read_bytes(path) if remote else path.read_bytes()
+    values = parse_json(raw, str(path))
+  except FileNotFoundError:
+    raise UserError(f"{path}: {os.strerror(errno.ENOENT)}") from None
   except OSError as error:
+    if error.strerror is None:  # of a store
+      raise
     raise UserError(f"{path}: {error.strerror}") from None
   if not isinstance(values, dict):
     raise UserError(f"{path}: must hold a JSON object")

@@ -18,6 +18,7 @@ from set_diffusion_jax.diffusion.order import singletons
 from set_diffusion_jax.errors import UserError
 from set_diffusion_jax.inputs.names import shown
 from set_diffusion_jax.model import build_network
+from set_diffusion_jax.storage import places
 
 # Of logits that are computed twice in float32: of their largest magnitude.
 TOLERANCE = 1e-3
@@ -91,9 +92,10 @@ def verify_apart(
 def child() -> None:
   """The fresh process of `verify_apart`: its result is a line of JSON."""
   source, destination, *options = sys.argv[1:]
-  paths = pathlib.Path(source), pathlib.Path(destination)
+  path = places.path if places.is_remote(source) else pathlib.Path
   try:
-    compared, difference = verify_here(*paths, *(value or None for value in options))
+    pair = path(source), pathlib.Path(destination)
+    compared, difference = verify_here(*pair, *(value or None for value in options))
     print(json.dumps({"compared": compared, "difference": difference}))
   except UserError as error:
     print(json.dumps({"error": str(error)}))

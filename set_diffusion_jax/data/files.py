@@ -8,9 +8,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from set_diffusion_jax.config import DataConfig
 from set_diffusion_jax.errors import UserError
 from set_diffusion_jax.inputs import paths
+from set_diffusion_jax.inputs.names import shown
 from set_diffusion_jax.inputs.records import parse_record
-from set_diffusion_jax.inputs.text import Found, check_text, read_lines
+from set_diffusion_jax.inputs.text import Found, read_lines, utf8
 from set_diffusion_jax.storage import hub_datasets
+
+# What a value of JSON is called, in messages.
+_KINDS = {type(None): "null", bool: "a boolean", int: "a number", float: "a number"}
+_KINDS |= {list: "a list", dict: "an object"}
 
 
 class Files:
@@ -52,7 +57,7 @@ class Files:
     return some_text(self._where, every)
 
   def _of(self, path: pathlib.Path) -> Iterator[str]:
-    where = f"{self._where}: {shown(self._origins.get(path, path))}"
+    where = f"{self._where}: {shown(self._origins.get(path, str(path)), 300)}"
     self._check_same(path, where)
     found = Found()
     # JSON has its own white space, and what stands in its strings is kept.
@@ -111,13 +116,6 @@ def _matching(where: str, pattern: str) -> list[pathlib.Path]:
   return found
 
 
-def shown(name: object) -> str:
-  """A name or a key as it stands in a message: in one line, and not endless."""
-  text = str(name)
-  text = text if text.isprintable() else json.dumps(text)
-  return text if len(text) <= 300 else f"{text[:300]}..."
-
-
 def some_text(where: str, documents: Iterable[str]) -> Iterator[str]:
   """The documents; UserError after the last one if all are blank."""
   found = False
@@ -140,14 +138,20 @@ def record_texts(config: DataConfig, record: dict, where: str) -> Iterator[str]:
 
 def _text_of(record: dict, name: str, field: str, where: str) -> str:
   """The text of a record's fields, joined by spaces."""
-  values = [record.get(key) for key in field.split(",")]
-  try:
-    values = [v.decode() if isinstance(v, bytes) else v for v in values]
-  except UnicodeDecodeError as error:
-    raise UserError(f"{where}: is not UTF-8 at byte {error.start}") from None
-  if not all(isinstance(value, str) for value in values):
-    known = shown(", ".join(map(str, record)))
-    raise UserError(f'data.{name} = "{field}": {where} has no such text, but {known}')
+  values = []
+  for key in field.split(","):
+    if key not in record:
+      known = shown(", ".join(map(str, record)), 300) or "no field at all"
+      raise UserError(f'data.{name} = "{field}": {where} has no such text, but {known}')
+    value = record[key]
+    try:
+      value = value.decode() if isinstance(value, bytes) else value
+    except UnicodeDecodeError as error:
+      raise UserError(f"{where}: is not UTF-8 at byte {error.start}") from None
+    if not isinstance(value, str):
+      found = f"{shown(key)} is {_KINDS.get(type(value), type(value).__name__)}"
+      raise UserError(f'data.{name} = "{field}": {where}: {found}; must be a string')
+    values.append(value)
   text = " ".join(values)
-  check_text(text, where)
+  utf8(text, where)
   return text

@@ -15,9 +15,9 @@ from set_diffusion_jax.data.vocabulary import (
   batches,
   between,
   bytes_between,
-  utf8,
 )
 from set_diffusion_jax.errors import UserError
+from set_diffusion_jax.inputs.text import utf8
 from set_diffusion_jax.inputs.tokenizer_json import read_tokenizer_json
 
 # Names under which published tokenizers keep their special entries.

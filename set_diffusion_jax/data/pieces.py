@@ -14,10 +14,10 @@ from set_diffusion_jax.data.vocabulary import (
   batches,
   between,
   bytes_between,
-  utf8,
 )
 from set_diffusion_jax.errors import UserError
 from set_diffusion_jax.inputs.pieces import check_pieces
+from set_diffusion_jax.inputs.text import utf8
 
 FILE = "tokenizer.model"
 STORED = f"{FILE}.base64"  # its name among a checkpoint's files

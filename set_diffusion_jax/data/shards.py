@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import pathlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
@@ -19,6 +18,7 @@ from set_diffusion_jax.data.tokenizer import load_tokenizer
 from set_diffusion_jax.errors import UserError
 from set_diffusion_jax.inputs.paths import Opened, file_content
 from set_diffusion_jax.inputs.records import parse_json
+from set_diffusion_jax.storage.disk import fresh_file
 
 _OPTIONS = "group_size:1,uncompressed"  # what random access reads fastest
 
@@ -45,13 +45,8 @@ class Job(NamedTuple):
 
 def publish(path: pathlib.Path, write: Callable[[pathlib.Path], object]) -> None:
   """Writes a file beside itself and moves it into place: it is never half there."""
-  fresh = path.with_name(f"{path.name}.tmp")
-  try:
+  with fresh_file(path, f"{path.name}.tmp") as fresh:
     write(fresh)
-    os.replace(fresh, path)
-  except BaseException:
-    fresh.unlink(missing_ok=True)
-    raise
 
 
 def write_shard(job: Job) -> dict:

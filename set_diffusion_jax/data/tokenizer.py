@@ -13,10 +13,10 @@ import tokenizers
 
 from set_diffusion_jax.data.json_tokenizer import JsonTokenizer
 from set_diffusion_jax.data.pieces import STORED, PieceTokenizer
-from set_diffusion_jax.data.vocabulary import Runs, Vocabulary, between, count, utf8
+from set_diffusion_jax.data.vocabulary import Runs, Vocabulary, between, count
 from set_diffusion_jax.errors import UserError
 from set_diffusion_jax.inputs import paths
-from set_diffusion_jax.inputs.names import check_pointer
+from set_diffusion_jax.inputs.text import check_pointer, utf8
 
 
 class ByteTokenizer:

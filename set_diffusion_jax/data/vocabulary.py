@@ -120,18 +120,3 @@ def between(ids: np.ndarray, special: int) -> Iterator[np.ndarray]:
   ids = np.asarray(ids)
   for chunk in np.split(ids, np.flatnonzero(ids == special)):
     yield chunk[chunk != special]
-
-
-def utf8(text: str) -> bytes:
-  """A text's bytes.
-
-  Raises:
-    UserError: it has half of a surrogate pair: that is what bytes that are no UTF-8
-      become on a command line, and what JSON can spell out.
-  """
-  try:
-    return text.encode()
-  except UnicodeEncodeError as error:
-    raise UserError(
-      f"text {text[:20]!r}: is no Unicode text, at character {error.start + 1}"
-    ) from None

@@ -123,7 +123,8 @@ def choose(
     token = _likeliest(logits)
   else:
     fold = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)))
-    sample = jax.vmap(jax.vmap(jax.random.categorical))
+    # mode: whatever JAX_HIGH_DYNAMIC_RANGE_GUMBEL says.
+    sample = jax.vmap(jax.vmap(lambda k, x: jax.random.categorical(k, x, mode="low")))
     token = sample(fold(keys, place), truncated(options, logits))
   confidence = probability(logits, token)
   margin = jnp.zeros_like(confidence)

@@ -73,7 +73,8 @@ def _with_drafts_before(committed, drafts: Int[Array, "B D"]) -> Bool[Array, "B 
 
 def draw(keys: Key[Array, " B"], p: Float[Array, "B P V"]) -> Int[Array, "B P"]:
   """A token from each distribution."""
-  sample = lambda key, p: jax.random.categorical(key, jnp.log(p), axis=-1)
+  # mode: whatever JAX_HIGH_DYNAMIC_RANGE_GUMBEL says.
+  sample = lambda key, p: jax.random.categorical(key, jnp.log(p), axis=-1, mode="low")
   return jax.vmap(sample)(keys, p)
 
 

@@ -30,7 +30,8 @@ def stream_key(seed: int, stream: int) -> jax.Array:
   whole = isinstance(seed, numbers.Integral)
   if not whole or not 0 <= seed < SEEDS:
     raise UserError(f"seed = {seed}: must be a whole number from 0 to 2**32 - 1")
-  root = jax.random.key(np.uint32(seed), impl=_KEYS)
+  # That of jax.random.key(seed), to which JAX_RANDOM_SEED_OFFSET would be added.
+  root = jax.random.wrap_key_data(np.array([0, seed], np.uint32), impl=_KEYS)
   return jax.random.fold_in(root, stream)
 
 

@@ -1,12 +1,22 @@
 """Results of single rows on disk, so that a long evaluation can be interrupted."""
 
+import hashlib
 import json
 import os
 import pathlib
 
 from set_diffusion_jax.errors import DiskError, UserError
+from set_diffusion_jax.inputs.paths import LONGEST_NAME, file_content
 
 Row = tuple[float, ...]
+
+
+def _beside(output: pathlib.Path) -> pathlib.Path:
+  """OUTPUT.partial; where that name would be too long, another one of this output."""
+  name = f"{output.name}.partial"
+  if len(os.fsencode(name)) > LONGEST_NAME:
+    name = f".{hashlib.sha256(os.fsencode(output.name)).hexdigest()}.partial"
+  return output.with_name(name)
 
 
 class PartialResults:
@@ -28,14 +38,18 @@ class PartialResults:
       what: is evaluated.
       total: how many rows there are.
       figures: of a row.
+
+    Raises:
+      UserError: the file cannot be written, is another evaluation's, or is no such file
+        at all.
     """
     self._total, self._figures = total, figures
-    self.path = output.with_name(output.name + ".partial")
+    self.path = _beside(output)
     self.rows: dict[int, Row] = {}
     kept = 0
     header = json.dumps(what, sort_keys=True)
     try:
-      if self.path.exists():
+      if os.path.lexists(self.path):
         kept = self._read(header)
       if kept:
         os.truncate(self.path, kept)
@@ -47,11 +61,11 @@ class PartialResults:
 
   def _read(self, header: str) -> int:
     """Takes over the rows of the file; returns the length of its whole lines."""
-    text = self.path.read_bytes().decode("ascii", errors="replace")
-    lines = text.splitlines(keepends=True)
-    if not lines or not lines[0].endswith("\n"):
+    text = file_content(self.path).decode("ascii", errors="replace")
+    if header.startswith(text):  # the first line was not finished
       return 0
-    if lines[0].strip() != header:
+    lines = text.splitlines(keepends=True)
+    if lines[0] != f"{header}\n":
       raise UserError(
         f"{self.path}: holds another evaluation; delete it, or give another --output"
       )

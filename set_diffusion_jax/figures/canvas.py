@@ -6,7 +6,7 @@ import pathlib
 from collections.abc import Iterator, Sequence
 
 from set_diffusion_jax.errors import UserError
-from set_diffusion_jax.inputs.paths import write_whole
+from set_diffusion_jax.storage.disk import write_whole
 
 
 @contextlib.contextmanager

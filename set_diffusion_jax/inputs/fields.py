@@ -5,6 +5,7 @@ import pathlib
 from collections.abc import Iterable, Mapping
 
 from set_diffusion_jax.errors import UserError
+from set_diffusion_jax.inputs.names import shown
 
 LARGEST = 2**31 - 1  # of integers: sizes, ids and positions are int32
 
@@ -82,10 +83,9 @@ class Fields:
     """Raises: the field's name, its value, what would be right."""
     value = "is missing"
     if name in self.values:
-      text = repr(self.values[name])
-      value = "= " + (text if len(text) <= 100 else text[:97] + "...")
-    shown = name if name.isidentifier() else repr(name)
-    raise UserError(f"{self.path}: {self._prefix}{shown[:80]} {value}; must be {right}")
+      value = f"= {shown(repr(self.values[name]), 100)}"
+    field = shown(name if name.isidentifier() else repr(name), 80)
+    raise UserError(f"{self.path}: {self._prefix}{field} {value}; must be {right}")
 
 
 def _is_bool(value) -> bool:

@@ -6,6 +6,7 @@ import stat
 from collections.abc import Collection, Iterator, Mapping
 
 from set_diffusion_jax.errors import UserError
+from set_diffusion_jax.inputs.text import check_pointer, utf8
 
 LONGEST = 255  # bytes of a file's name, as file systems have it
 LARGEST_STEP = 2**63 - 1
@@ -13,10 +14,6 @@ _FOLDER_DEPTH = 32  # of folders in a step
 # Names that Windows gives to devices, whatever their extension.
 _DEVICES = {"con", "prn", "aux", "nul", "conin$", "conout$", "clock$"}
 _DEVICES |= {f"{port}{digit}" for port in ("com", "lpt") for digit in "0123456789¹²³"}
-_POINTERS = (
-  b"version https://git-lfs.github.com/",
-  b"version https://hawser.github.com/",
-)
 
 
 def shown(text: object, length: int = 120) -> str:
@@ -78,11 +75,7 @@ def named_texts(files: object, where: str, allowed: Collection[str]) -> dict[str
       raise UserError(f"{where}: file name '{shown(name)}': must be one of {known}")
     if not isinstance(text, str):
       raise UserError(f"{where}: {name} is {shown(text)}; must be a text")
-    try:
-      text.encode()
-    except UnicodeEncodeError as error:
-      reason = f"is no Unicode text, at character {error.start + 1}"
-      raise UserError(f"{where}: {name} {reason}") from None
+    utf8(text, f"{where}: {name}")
   return dict(files)
 
 
@@ -143,14 +136,6 @@ def check_link(path: pathlib.Path, root: pathlib.Path) -> None:
 def is_inside(path: str, folder: str) -> bool:
   """Whether a resolved path is a resolved folder, or lies below it."""
   return path == folder or path.startswith(folder.rstrip(os.sep) + os.sep)
-
-
-def check_pointer(begin: bytes, where: str) -> None:
-  """UserError if a file's first bytes are those of a Git LFS pointer."""
-  if begin.startswith(_POINTERS):
-    raise UserError(
-      f"{where}: is a git-lfs pointer, not the file itself; get it with git lfs pull"
-    )
 
 
 def check_tree(root: pathlib.Path) -> int:

@@ -1,22 +1,20 @@
-"""Paths as users give them, and files that are written whole.
+"""Paths as users give them, and files that are read whole.
 
 A name is bytes, and the same bytes stand on disk whatever they are. Libraries that take
 some of them for a pattern or for an address get the folder under another name
 (`Opened`).
 """
 
-import contextlib
 import errno
 import glob
 import os
 import pathlib
 import re
-import threading
 
 from set_diffusion_jax.errors import UserError
 from set_diffusion_jax.inputs.text import STREAM_BYTES
 
-_NAME, _PATH = 255, 4095  # bytes that Linux allows, of a name and of a path
+LONGEST_NAME, _PATH = 255, 4095  # bytes that Linux allows, of a name and of a path
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 # What no library that is used here reads as anything but itself.
 _PLAIN = re.compile(r"[\w./+=,~ -]*")
@@ -41,8 +39,9 @@ def given(text: str | os.PathLike) -> pathlib.Path:
     name = path.split("/")[0]
     raise UserError(f"{text}: there is no user {name[1:]!r}; ./{text} is here")
   longest = max(len(os.fsencode(part)) for part in path.split("/"))
-  if longest > _NAME:
-    raise UserError(f"{text}: has a name of {longest} bytes, must be at most {_NAME}")
+  if longest > LONGEST_NAME:
+    right = f"must be at most {LONGEST_NAME}"
+    raise UserError(f"{text}: has a name of {longest} bytes, {right}")
   size = len(os.fsencode(os.path.abspath(path)))
   if size > _PATH:
     raise UserError(f"{text}: has {size} bytes, must be at most {_PATH}")
@@ -112,41 +111,6 @@ class Opened:
     self.close()
 
 
-def write_whole(path: pathlib.Path, content: str | bytes) -> None:
-  """Writes a file: whole or not at all if it is one, and into what is no plain file.
-
-  A device, a pipe or an open file such as /dev/stdout stays what it is. A symbolic link
-  stays, and the file that it names is replaced. Text is written as UTF-8.
-
-  Raises:
-    OSError: it cannot be written.
-  """
-  if isinstance(content, str):
-    content = content.encode()
-  number = descriptor(path)
-  if number is not None:
-    with open(number, "wb", closefd=False) as file:
-      file.write(content)
-    return
-  if is_special(path):
-    with path.open("wb") as file:
-      file.write(content)
-    return
-  target = pathlib.Path(os.path.realpath(path))
-  fresh = target.with_name(fresh_name())
-  try:
-    fresh.unlink(missing_ok=True)
-    with fresh.open("xb") as file:  # as the user's umask says
-      file.write(content)
-    with contextlib.suppress(FileNotFoundError):
-      fresh.chmod(target.stat().st_mode & 0o7777)  # a private file stays private
-    os.replace(fresh, target)
-  except OSError:
-    with contextlib.suppress(OSError):
-      fresh.unlink(missing_ok=True)
-    raise
-
-
 def content(path: pathlib.Path, most: int = STREAM_BYTES) -> bytes:
   """All bytes of a file that the user names, which may be a pipe or a device.
 
@@ -169,16 +133,6 @@ def file_content(path: pathlib.Path) -> bytes:
   if is_special(path):
     raise OSError(errno.EINVAL, "is a pipe or a device, must be a file")
   return path.read_bytes()
-
-
-def fresh_name() -> str:
-  """A name of this thread for what will be moved into place, however long that is."""
-  return f".set-diffusion-{os.getpid()}-{threading.get_native_id()}.tmp"
-
-
-def is_fresh(name: str) -> bool:
-  """Whether a name is one of `fresh_name`, of any thread of any process."""
-  return re.fullmatch(r"\.set-diffusion-\d+(-\d+)?\.tmp", name) is not None
 
 
 def is_special(path: pathlib.Path) -> bool:

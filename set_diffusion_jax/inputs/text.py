@@ -29,7 +29,10 @@ _MARKS = (  # UTF-32 first: its little-endian mark starts with that of UTF-16
   (b"\xff\xfe", "UTF-16"),
   (b"\xfe\xff", "UTF-16"),
 )
-_POINTER = b"version https://git-lfs.github.com/spec/"
+_POINTERS = (  # of Git LFS, which had another name once
+  b"version https://git-lfs.github.com/",
+  b"version https://hawser.github.com/",
+)
 
 
 @dataclasses.dataclass
@@ -128,10 +131,7 @@ def _opened(
     yield source, STREAM_BYTES
     return
   with source.open("rb") as file:
-    if file.peek(len(_POINTER)).startswith(_POINTER):
-      raise UserError(
-        f'{where}: is a pointer of Git LFS, not the file; get it by "git lfs pull"'
-      )
+    check_pointer(file.peek(64), where)
     regular = source.is_file()
     size = os.fstat(file.fileno()).st_size
     if source.suffix == ".gz":
@@ -140,6 +140,14 @@ def _opened(
         yield unpacked, most if regular else STREAM_BYTES
     else:
       yield file, 2**62 if regular else STREAM_BYTES
+
+
+def check_pointer(begin: bytes, where: str) -> None:
+  """UserError if a file's first bytes are those of a Git LFS pointer."""
+  if begin.startswith(_POINTERS):
+    raise UserError(
+      f"{where}: is a git-lfs pointer, not the file itself; get it with git lfs pull"
+    )
 
 
 def _check_start(line: bytes, where: str) -> None:
@@ -157,11 +165,21 @@ def _check_start(line: bytes, where: str) -> None:
     raise UserError(f"{where}: is packed by gzip, its name must end in .gz")
 
 
-def check_text(text: str, where: str) -> None:
-  """UserError for half a character: a surrogate, which no UTF-8 can spell out."""
+def utf8(text: str, where: str | None = None) -> bytes:
+  """A text's bytes.
+
+  Args:
+    text: from outside.
+    where: names it in messages; None: its first characters do.
+
+  Raises:
+    UserError: it has half a character, a surrogate: that is what bytes that are no
+      UTF-8 become on a command line, and what JSON can spell out.
+  """
   try:
-    text.encode()
+    return text.encode()
   except UnicodeEncodeError as error:
+    where = f"text {text[:20]!r}" if where is None else where
     raise UserError(
       f"{where}: half a character (a surrogate) at {error.start}"
     ) from None
@@ -174,10 +192,9 @@ def argument_text(text: str, where: str) -> str:
     UserError: they are not.
   """
   try:
-    text.encode()
-  except UnicodeEncodeError:  # bytes that the locale could not read stand as surrogates
+    return utf8(text).decode()
+  except UserError:  # bytes that the locale could not read stand as surrogates
     try:
       return os.fsencode(text).decode()
     except UnicodeError:
       raise UserError(f"{where}: {text[:40]!r} is not UTF-8") from None
-  return text

@@ -4,13 +4,10 @@ In a bucket a folder is written and removed one object after the other: the mark
 step comes last and goes first, so that what is cut short does not count.
 """
 
-import atexit
 import contextlib
-import functools
 import os
 import pathlib
 import shutil
-import tempfile
 
 from set_diffusion_jax.storage import places
 from set_diffusion_jax.storage.steps import MARKER
@@ -66,34 +63,3 @@ def upload(folder: pathlib.Path, target: pathlib.Path) -> None:
   last = lambda path: (path.name == MARKER, -len(path.parts), path)
   for file in sorted(files, key=last):
     store.put_file(str(file), os.fspath(target / file.relative_to(folder).as_posix()))
-
-
-@functools.cache
-def fetch(source: pathlib.Path, parts: tuple[str, ...] = ("",)) -> pathlib.Path:
-  """A copy on this disk of a folder or a file in a bucket, until the process ends.
-
-  Args:
-    source: the folder or file.
-    parts: only these files and folders of a folder; those that are not there are
-      left out.
-
-  Raises:
-    FileNotFoundError: there is none.
-  """
-  store, here = places.store(), os.fspath(source).removeprefix("gs://")
-  found = []
-  for part in parts:
-    there = f"{here}/{part}" if part else here
-    inside = lambda name, there=there: name == there or name.startswith(f"{there}/")
-    found += filter(inside, store.find(there))
-  if not found:
-    raise FileNotFoundError(os.fspath(source))
-  kept = tempfile.mkdtemp(prefix="set-diffusion-")
-  atexit.register(shutil.rmtree, kept, ignore_errors=True)
-  place = pathlib.Path(kept) / source.name
-  for name in found:
-    target = pathlib.Path(f"{place}{name.removeprefix(here)}")
-    if not name.endswith("/"):
-      target.parent.mkdir(parents=True, exist_ok=True)
-      store.get_file(name, str(target))
-  return place

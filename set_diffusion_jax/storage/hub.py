@@ -112,16 +112,24 @@ class Snapshot:
     self._hub = library(url)
     _, self._unreached = asked(self._hub, url, self._address)
 
-  def get(self, names: Iterable[str]) -> pathlib.Path:
+  def get(self, names: Iterable[str], most: int | None = None) -> pathlib.Path:
     """The folder of the commit, with those of the named files that it has.
 
     A name is that of a file at the top of the repository. The first call settles the
     commit, and later ones are of the same.
 
+    Args:
+      names: of files.
+      most: bytes that each may have; None: as many as it has.
+
     Raises:
-      UserError: a file cannot be fetched, or the cache has no such commit.
+      UserError: a file has more bytes or cannot be fetched, or the cache has no such
+        commit.
     """
+    names = list(names)
     with explained(self._hub, self._url, self._address, self._unreached):
+      if most is not None and self._unreached is None:
+        self._check_sizes(names, most)
       folder = self._hub.snapshot_download(
         self._address.repository,
         revision=self._commit,
@@ -130,6 +138,15 @@ class Snapshot:
       )
     self._commit = os.path.basename(folder)
     return pathlib.Path(folder)
+
+  def _check_sizes(self, names: list[str], most: int) -> None:
+    found = self._hub.HfApi().get_paths_info(
+      self._address.repository, names, revision=self._commit
+    )
+    for file in found:
+      if getattr(file, "size", 0) > most:  # a folder has none
+        has = f"has {file.size} bytes, must have at most {most}"
+        raise UserError(f"{self._url}: {shown(file.path)} {has}")
 
   @property
   def origin(self) -> str:

@@ -18,7 +18,7 @@ from set_diffusion_jax.errors import UserError
 from set_diffusion_jax.inputs import paths
 from set_diffusion_jax.inputs.names import bare_name, shown
 from set_diffusion_jax.inputs.records import parse_json
-from set_diffusion_jax.storage import hub
+from set_diffusion_jax.storage import disk, hub
 from set_diffusion_jax.storage.hub_refusals import explained
 
 SCHEME = f"{hub.SCHEME}datasets/"
@@ -119,7 +119,7 @@ class Commit:
       kept = json.dumps({"commit": self._commit, "files": names})
       with contextlib.suppress(OSError):  # of a cache that is only read
         for name in (revision, self._commit):
-          paths.write_whole(self._kept(name), kept)
+          disk.write_whole(self._kept(name), kept)
       return names
     try:
       file = self._kept(revision)

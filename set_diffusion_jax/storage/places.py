@@ -6,7 +6,6 @@ objects with slashes in their names; an object appears whole or not at all, and 
 be appended to or renamed.
 """
 
-import errno
 import os
 import pathlib
 import re
@@ -16,6 +15,7 @@ from etils import epath
 
 from set_diffusion_jax.errors import UserError
 from set_diffusion_jax.inputs import paths
+from set_diffusion_jax.storage import disk
 from set_diffusion_jax.storage.refusals import explained
 
 ANSWERS_WITHIN = 10.0  # seconds, a store that is asked for the first time
@@ -86,6 +86,12 @@ def is_remote(place: str | os.PathLike) -> bool:
   return os.fspath(place).startswith("gs://")
 
 
+def bucket_and_name(place: pathlib.Path) -> tuple[str, str]:
+  """The bucket of a path in one, and the rest of it."""
+  bucket, _, name = os.fspath(place).removeprefix("gs://").partition("/")
+  return bucket, name
+
+
 def store():
   """The file system of buckets, the same that epath has.
 
@@ -119,7 +125,7 @@ def write_text(place: pathlib.Path, content: str | bytes) -> None:
     data = content.encode() if isinstance(content, str) else content
     store().pipe_file(os.fspath(place), data)
   else:
-    paths.write_whole(place, content)
+    disk.write_whole(place, content)
 
 
 def create(place: pathlib.Path, content: str) -> bool:
@@ -129,20 +135,7 @@ def create(place: pathlib.Path, content: str) -> bool:
   """
   if is_remote(place):
     return _create_in_bucket(os.fspath(place), content.encode())
-  # Processes of two hosts, or containers, may have the same number.
-  fresh = place.with_name(f".set-diffusion-{secrets.randbits(63)}.tmp")
-  try:
-    fresh.write_text(content, encoding="utf-8")
-    os.link(fresh, place)  # unlike a rename, it never replaces
-  except FileExistsError:
-    return False
-  except OSError as error:
-    if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS):
-      raise
-    return _create_in_place(place, content)  # no file has two names there
-  finally:
-    fresh.unlink(missing_ok=True)
-  return True
+  return disk.create(place, content)
 
 
 def _create_in_bucket(url: str, content: bytes) -> bool:
@@ -156,15 +149,6 @@ def _create_in_bucket(url: str, content: bytes) -> bool:
       return store().info(url).get("metadata", {}).get("writer") == writer
     except FileNotFoundError:  # removed meanwhile
       return False
-  return True
-
-
-def _create_in_place(place: pathlib.Path, content: str) -> bool:
-  try:
-    with place.open("x", encoding="utf-8") as file:
-      file.write(content)
-  except FileExistsError:
-    return False
   return True
 
 
@@ -190,14 +174,41 @@ def names(folder: pathlib.Path) -> list[str]:
     found = os.listdir(folder)
   except (FileNotFoundError, NotADirectoryError):
     return []
-  return sorted(name for name in found if not paths.is_fresh(name))
+  return sorted(name for name in found if not disk.is_fresh(name))
 
 
 def sizes(folder: pathlib.Path) -> dict[str, int]:
-  """Bytes of each file of a folder in a bucket by its name, from one listing."""
-  found = store().ls(os.fspath(folder), detail=True)
-  files = {os.path.basename(f["name"]): f for f in found if f["type"] == "file"}
-  return {name: int(file["size"]) for name, file in files.items()}
+  """Bytes of the files that lie directly in a folder of a bucket, by name."""
+  here = os.fspath(folder).removeprefix("gs://")
+  try:
+    found = store().ls(os.fspath(folder), detail=True)
+  except FileNotFoundError:
+    return {}
+  files = {
+    entry["name"].removeprefix(f"{here}/"): entry["size"]
+    for entry in found
+    if entry["type"] == "file" and entry["name"].startswith(f"{here}/")
+  }
+  return {name: size for name, size in files.items() if name and "/" not in name}
+
+
+def size(place: pathlib.Path) -> int:
+  """Bytes of a file in a bucket; FileNotFoundError where there is none."""
+  return store().info(os.fspath(place))["size"]
+
+
+def total_size(folder: pathlib.Path) -> int:
+  """Bytes of all that is below a folder of a bucket."""
+  here = os.fspath(folder).removeprefix("gs://")
+  found = store().find(here, detail=True)
+  return sum(
+    entry["size"] for name, entry in found.items() if name.startswith(f"{here}/")
+  )
+
+
+def download(place: pathlib.Path, target: pathlib.Path) -> None:
+  """Copies a file in a bucket to a disk; FileNotFoundError where there is none."""
+  store().get_file(os.fspath(place), os.fspath(target))
 
 
 def modified(place: pathlib.Path) -> float:

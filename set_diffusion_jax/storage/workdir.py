@@ -1,16 +1,14 @@
 """A work directory: one run's configuration, metrics and checkpoints."""
 
-import contextlib
 import json
 import pathlib
-from collections.abc import Iterator
 
 from set_diffusion_jax.config import Config
 from set_diffusion_jax.data.pipeline import FIGURES
 from set_diffusion_jax.errors import UserError
 from set_diffusion_jax.inputs.names import step_number
 from set_diffusion_jax.inputs.records import parse_json
-from set_diffusion_jax.storage import folders, lease, places, refusals, steps
+from set_diffusion_jax.storage import lease, places, steps
 
 CONFIG = "config.json"
 CHECKPOINTS = "checkpoints"
@@ -55,51 +53,25 @@ def has_checkpoint(workdir: pathlib.Path) -> bool:
   return bool(steps.numbers(workdir / CHECKPOINTS))
 
 
-@contextlib.contextmanager
-def on_disk(path: pathlib.Path) -> Iterator[pathlib.Path]:
-  """A checkpoint where its files can be opened: of one in a bucket, a copy.
-
-  Of a work directory only the last finished step is copied. The copy stays until the
-  process ends; messages of a UserError name the bucket.
-
-  Args:
-    path: anything that `convert` reads, on a disk or in a bucket.
+def names_step(path: pathlib.Path) -> bool:
+  """Whether a path is that of a step, there or not: `checkpoints/STEP`.
 
   Raises:
-    UserError: nothing is there, no step is finished, or the store refuses.
+    UserError: it has a number there that no step can have.
   """
-  if not places.is_remote(path):
-    yield path
-    return
-  with refusals.explained(str(path)):
-    try:
-      local = _copy(path)
-    except FileNotFoundError:
-      raise UserError(f"{path}: there is nothing of this name") from None
-  try:
-    yield local
-  except UserError as error:
-    error.args = (str(error).replace(str(local), str(path)),)
-    raise
+  if path.parent.name != CHECKPOINTS or not path.name.isdigit():
+    return False
+  if step_number(path.name) is None:
+    raise UserError(f"{path}: {path.name} is no number of a step")
+  return True
 
 
-def _copy(path: pathlib.Path) -> pathlib.Path:
-  """What is needed of a checkpoint in a bucket, on this disk under the same names."""
-  besides = (CONFIG, "metrics.jsonl")
-  if path.parent.name == CHECKPOINTS and step_number(path.name) is not None:
-    if not steps.finished(path):
-      raise UserError(f"{path}: has no finished checkpoint of step {path.name}")
-    run, inside = path.parent.parent, f"{CHECKPOINTS}/{path.name}"
-    return folders.fetch(run, (*besides, inside)) / inside
-  inside = places.names(path)
-  if not inside and places.exists(path):  # a file, which others lie beside
-    return folders.fetch(path.parent) / path.name
-  if CHECKPOINTS not in inside:
-    return folders.fetch(path)
-  found = steps.numbers(path / CHECKPOINTS)
+def newest_step(workdir: pathlib.Path) -> int:
+  """The number of the last finished step; UserError where there is none."""
+  found = steps.numbers(workdir / CHECKPOINTS)
   if not found:
-    raise UserError(f"{path}: has no checkpoint yet")
-  return folders.fetch(path, (*besides, f"{CHECKPOINTS}/{found[-1]}"))
+    raise UserError(f"{workdir}: has no checkpoint yet")
+  return found[-1]
 
 
 def is_run(workdir: pathlib.Path) -> bool:

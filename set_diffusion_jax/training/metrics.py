@@ -2,9 +2,7 @@
 
 import json
 import pathlib
-import shutil
 import sys
-import tempfile
 import time
 
 import tqdm
@@ -12,8 +10,8 @@ from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event
 
-from set_diffusion_jax.inputs import paths, terminal
-from set_diffusion_jax.storage import folders, places, refusals
+from set_diffusion_jax.inputs import terminal
+from set_diffusion_jax.storage import disk, folders, places, refusals
 
 _SECONDS = 30  # from one copy of the metrics to a bucket to the next, at least
 
@@ -42,14 +40,15 @@ class MetricsWriter:
     self._bucket, kept = None, read_metrics(workdir / "metrics.jsonl")
     if places.is_remote(workdir):
       self._bucket = workdir
-      workdir = pathlib.Path(tempfile.mkdtemp(prefix="set-diffusion-"))
+      self._scratch = disk.scratch()
+      workdir = pathlib.Path(self._scratch.name)
     self._folder = workdir
     kept = [row for row in kept if row["step"] <= step]
     if owed:
       again = lambda row: row["step"] == step and "train/loss" not in row
       kept = [row for row in kept if not again(row)]
     path = workdir / "metrics.jsonl"
-    paths.write_whole(path, "".join(json.dumps(row) + "\n" for row in kept))
+    disk.write_whole(path, "".join(json.dumps(row) + "\n" for row in kept))
     self._file = path.open("a")
     events = workdir / "tensorboard"
     for old in events.glob("events.*"):
@@ -106,7 +105,7 @@ class MetricsWriter:
           self.publish()
       finally:
         if self._bucket is not None:
-          shutil.rmtree(self._folder, ignore_errors=True)
+          self._scratch.cleanup()
 
 
 def read_metrics(path: pathlib.Path) -> list[dict]:

@@ -1,12 +1,10 @@
 """Time spent compiling, and traces of a few steps."""
 
 import pathlib
-import shutil
-import tempfile
 
 import jax
 
-from set_diffusion_jax.storage import folders, places
+from set_diffusion_jax.storage import disk, folders, places
 
 _COMPILE = "/jax/core/compile/backend_compile_duration"
 _TRACED = range(3, 6)  # steps after the first one, which compiles, and those it warms
@@ -40,7 +38,8 @@ class Trace:
     self._folder, self._bucket = folder, None
     if folder is not None and places.is_remote(folder):
       self._bucket = folder
-      self._folder = pathlib.Path(tempfile.mkdtemp(prefix="set-diffusion-"))
+      self._scratch = disk.scratch()
+      self._folder = pathlib.Path(self._scratch.name)
     self._begin, self._end = first + _TRACED.start, first + _TRACED.stop
     self._running = False
 
@@ -73,4 +72,4 @@ class Trace:
   def __exit__(self, *exception) -> None:
     self._stop()
     if self._bucket is not None:
-      shutil.rmtree(self._folder, ignore_errors=True)
+      self._scratch.cleanup()
