@@ -1,6 +1,7 @@
 """A Hugging Face hub on this machine: what its client asks to read and to commit."""
 
 import base64
+import contextlib
 import hashlib
 import http.server
 import json
@@ -69,6 +70,27 @@ class Hub:
     """Names of the files that were fetched."""
     found = [re.search(r"^GET .*/resolve/[^/]+/(.*)", line) for line in self.asked]
     return sorted(match[1] for match in found if match)
+
+
+@contextlib.contextmanager
+def pointed_to(monkeypatch, folder):
+  """A hub to which its client in this process is pointed, with an empty cache."""
+  import huggingface_hub
+  from huggingface_hub import file_download
+
+  constants = huggingface_hub.constants
+  for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+    monkeypatch.delenv(name, raising=False)
+  monkeypatch.setattr(constants, "HF_HUB_CACHE", str(folder / "cache"))
+  monkeypatch.setattr(constants, "HF_ASSETS_CACHE", str(folder / "assets"))
+  monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(folder / "no-token"))
+  monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+  with Hub() as server:
+    at = f"{server.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+    monkeypatch.setattr(constants, "ENDPOINT", server.url)
+    for module in (constants, file_download):  # before 1.0 the one has the other's
+      monkeypatch.setattr(module, "HUGGINGFACE_CO_URL_TEMPLATE", at, raising=False)
+    yield server
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):

@@ -1,9 +1,12 @@
 """Prepared corpora in buckets: the sequences, and the checks, of those on a disk."""
 
+import collections
 import dataclasses
 import http.server
 import json
 import os
+import pathlib
+import shutil
 import subprocess
 import sys
 import threading
@@ -18,7 +21,7 @@ from set_diffusion_jax.data import records
 from set_diffusion_jax.errors import UserError
 from set_diffusion_jax.storage import folders, places
 from set_diffusion_jax.training.train import train
-from tests import buckets, jobs, tiny
+from tests import buckets, fault_proxy, jobs, tiny
 from tests.test_storage_runs import rows
 from tests.test_train import assert_identical, config, final
 
@@ -59,11 +62,11 @@ def both(tmp_path_factory):
   return found
 
 
-def copied(corpus):
-  """The same corpus elsewhere in the bucket, to be changed, and where that is."""
+def copied(disk):
+  """A corpus in a bucket once more, to be changed, and where that is."""
   target = places.path(buckets.fresh())
-  folders.upload(folders.fetch(places.path(corpus.directory)), target)
-  return dataclasses.replace(corpus, directory=str(target)), target
+  folders.upload(pathlib.Path(disk.directory), target)
+  return dataclasses.replace(disk, directory=str(target)), target
 
 
 def refused(act, *words):
@@ -112,23 +115,52 @@ def test_files_are_not_asked_for_one_after_another(both, monkeypatch):
   assert len(manifest["files"]) > 8 > len(asked)
 
 
-def test_records_are_read_at_once(both, monkeypatch):
-  """Each read waits for seven others, which would be for ever one by one."""
-  _, bucket = both["tokens"]
-  blocks = data.load(bucket).validation
-  meeting = threading.Barrier(8, timeout=jobs.TIMEOUT)
+@pytest.mark.parametrize("kind", ["tokens", "text"])
+def test_records_are_read_at_once(both, monkeypatch, kind):
+  """Each of the first reads waits for seven others, for ever if they are one by one."""
+  corpus = data.load(both[kind][1])
+  meeting, first = threading.Barrier(8, timeout=60), iter(range(8))
   real = records.Records.__getitem__
 
   def together(self, index):
-    meeting.wait()
+    if next(first, None) is not None:
+      meeting.wait()
     return real(self, index)
 
   monkeypatch.setattr(records.Records, "__getitem__", together)
-  blocks.batch(range(8))
+  if kind == "tokens":
+    corpus.train.batch(range(0, len(corpus.train), 8))  # of different records
+  else:
+    batches(corpus, 1)
+  assert next(first, None) is None
+
+
+def test_a_record_is_asked_for_once(both, monkeypatch):
+  """By all sequences that lie in it, and again after a failure."""
+  disk, corpus = (data.load(c).train for c in both["tokens"])
+  rows, asked = range(len(disk)), collections.Counter()
+  expected, _ = disk.batch(rows)
+  real = records.Records.__getitem__
+
+  def counted(self, index):
+    asked[index] += 1
+    if asked[0] == 1:
+      asked[0] += 1
+      raise UserError("not now")
+    return real(self, index)
+
+  monkeypatch.setattr(records.Records, "__getitem__", counted)
+  asked[0] = 0
+  refused(lambda: corpus.batch([0]), "not now")
+  ours, _ = corpus.batch(rows)
+  for name, value in expected.items():
+    np.testing.assert_array_equal(ours[name], value)
+  del asked[0]
+  assert asked and set(asked.values()) == {1} and len(asked) < len(rows)
 
 
 def test_damage_is_found_as_on_a_disk(both):
-  bucket, folder = copied(both["tokens"][1])
+  bucket, folder = copied(both["tokens"][0])
   load = lambda: data.load(bucket)
   where = f'data.directory = "{folder}": '
   good = places.read_bytes(folder / SHARD)
@@ -158,12 +190,22 @@ def test_damage_is_found_as_on_a_disk(both):
   refused(load, where, "is not finished")
 
 
-def test_a_shard_that_goes_away_is_not_called_damaged(both):
-  bucket, folder = copied(both["tokens"][1])
+@pytest.mark.parametrize(
+  ("kind", "says"),
+  [
+    ("bucket", "a shard cannot be read, the store says: Not Found"),
+    ("disk", "a shard cannot be read (open() failed: No such file or directory"),
+  ],
+)
+def test_a_shard_that_goes_away_is_not_called_damaged(both, tmp_path, kind, says):
+  bucket, folder = copied(both["tokens"][0])
+  if kind == "disk":
+    folder = shutil.copytree(both["tokens"][0].directory, tmp_path / "copy")
+    bucket = dataclasses.replace(bucket, directory=str(folder))
   corpus = data.load(bucket)
   folders.remove(folder / SHARD)
   every = lambda: corpus.train.batch(range(len(corpus.train)))
-  refused(every, "a shard cannot be read, the store says: Not Found")
+  refused(every, says)
 
 
 @pytest.fixture
@@ -189,8 +231,23 @@ def refusing():
     server.shutdown()
 
 
+@pytest.mark.parametrize("fault", fault_proxy.FAULTS)
+def test_a_passing_fault_of_any_file_changes_nothing(both, fault):
+  disk, bucket = both["tokens"]
+  kinds = ["manifest.json", "prefix=", "ends.npy", "tokenizer.json"]
+  kinds += ["train-00000.array_record.*alt=media", "train-00001.array_record"]
+  once = fault_proxy.Once(fault, [("GET", kind) for kind in kinds])
+  with buckets.judged(once):
+    ours = batches(data.load(bucket))
+  assert not once.left
+  for one, other in zip(ours, batches(data.load(disk)), strict=True):
+    np.testing.assert_array_equal(one["tokens"], other["tokens"])
+
+
 CODE = """
 import sys
+if "no gcsfs" in sys.argv:
+  sys.modules["gcsfs"] = None
 from set_diffusion_jax import data
 from set_diffusion_jax.config import DataConfig
 from set_diffusion_jax.errors import UserError
@@ -202,14 +259,15 @@ except UserError as error:
 
 
 def test_credentials_of_each_client_are_asked_for_at_once(both, refusing):
-  """array_record has its own, and would give no record at all."""
+  """array_record has its own, which gcsfs knows nothing of."""
   directory = both["tokens"][1].directory
-  for name, says in (
+  for name, says, *words in (
     ("STORAGE_EMULATOR_HOST", "these credentials may not do this (403)"),
     ("CLOUD_STORAGE_EMULATOR_ENDPOINT", "cannot be read, the store says: no"),
+    ("STORAGE_EMULATOR_HOST", "pip install 'set_diffusion_jax[gcs]'", "no gcsfs"),
   ):
     done = subprocess.run(
-      [sys.executable, "-c", CODE, directory],
+      [sys.executable, "-c", CODE, directory, *words],
       cwd=jobs.ROOT,
       env={**os.environ, name: refusing},
       capture_output=True,
@@ -250,7 +308,18 @@ def test_commands(both, tmp_path, capsys):
   assert "there is no bucket 'nobody'" in capsys.readouterr().err
 
 
-def test_losses_are_those_of_the_disk_wherever_it_goes_on(both, tmp_path):
+def test_text_in_a_bucket_is_prepared(both, tmp_path):
+  found = []
+  for kind, corpus in zip(("disk", "bucket"), both["text"], strict=True):
+    source = dataclasses.replace(corpus, streaming=False)
+    data.prepare(source, tmp_path / kind, shard=500)
+    files = {path.name: path.read_bytes() for path in (tmp_path / kind).iterdir()}
+    manifest = json.loads(files.pop("manifest.json"))
+    found.append((files, manifest["sides"]))
+  assert found[0] == found[1]
+
+
+def test_losses_are_those_of_the_disk_wherever_it_goes_on(both, tmp_path, capsys):
   def run(name, corpus, steps):
     c = config(tmp_path, train__steps=steps)
     train(dataclasses.replace(c, data=corpus), tmp_path / name)
@@ -265,3 +334,11 @@ def test_losses_are_those_of_the_disk_wherever_it_goes_on(both, tmp_path):
   for name in ("bucket", "moved"):
     assert rows(tmp_path / name) == rows(tmp_path / "disk")
     assert_identical(final(c, tmp_path / name), expected)
+  found = []
+  for name in ("disk", "bucket"):
+    out = tmp_path / f"{name}.json"
+    words = [f"--checkpoint={tmp_path / name}", f"--output={out}"]
+    assert cli.main(["evaluate", *words]) == 0, capsys.readouterr().err
+    found.append(json.loads(out.read_text()))
+  same = ("perplexity", "perplexity_standard_error", "bound", "tokens")
+  assert [found[0][key] for key in same] == [found[1][key] for key in same]

@@ -19,12 +19,11 @@ from set_diffusion_jax.training.train import Run
 from tests import jobs, tiny
 from tests.convert_files import torch_bytes
 from tests.golden import Golden
-from tests.hub_server import GONE, TOKEN, Hub, Repository
+from tests.hub_server import GONE, TOKEN, Repository, pointed_to
 from tests.test_convert import reference, stored, train_state
 from tests.test_inputs_tokenizers import added, file
 
 hub = pytest.importorskip("huggingface_hub", reason="huggingface_hub")
-download = pytest.importorskip("huggingface_hub.file_download")
 
 # Its own, of 2.4.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
@@ -47,17 +46,7 @@ def both(tmp_path_factory):
 @pytest.fixture
 def server(monkeypatch, tmp_path):
   """A hub, which the client is pointed to, and an empty cache."""
-  constants = hub.constants
-  for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
-    monkeypatch.delenv(name, raising=False)
-  monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-  monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
-  monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-  with Hub() as server:
-    at = f"{server.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
-    monkeypatch.setattr(constants, "ENDPOINT", server.url)
-    for module in (constants, download):  # before 1.0 the one has the other's
-      monkeypatch.setattr(module, "HUGGINGFACE_CO_URL_TEMPLATE", at, raising=False)
+  with pointed_to(monkeypatch, tmp_path) as server:
     yield server
 
 

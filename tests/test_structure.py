@@ -16,7 +16,7 @@ LEVELS = [
   ["inputs"],
   ["storage.disk", "storage.refusals", "storage.faults", "storage.hub_refusals"],
   ["storage.hub"],
-  ["storage.places"],
+  ["storage.places", "storage.hub_datasets"],
   ["storage.steps"],
   ["storage.folders", "storage.copies"],
   ["storage.lease"],

@@ -1,13 +1,19 @@
 """Which fields may be URLs, and of what kind."""
 
+import contextlib
 import json
+from collections.abc import Iterator
 
 from set_diffusion_jax.errors import UserError
+from set_diffusion_jax.inputs.names import shown
 from set_diffusion_jax.inputs.paths import is_url
-from set_diffusion_jax.storage import hub, places
+from set_diffusion_jax.storage import hub, hub_datasets, places
 
 _DISK = "a path on a disk; URLs are not supported here"
-_BUCKET = "a prepared corpus may be in a bucket, as data.directory=gs://BUCKET/PATH"
+_TEXT = (
+  "a path on a disk, or for `prepare` hf://datasets/ORG/NAME[@REVISION]/FILE; a "
+  "prepared corpus may be in a bucket, as data.directory=gs://BUCKET/PATH"
+)
 
 
 def check_addresses(config) -> None:
@@ -18,12 +24,23 @@ def check_addresses(config) -> None:
   data = config.data
   files = {name: getattr(data, name) for name in ("train_path", "validation_path")}
   for name, value in files.items():
-    _require_path(f"data.{name}", value, f"{_DISK}, but {_BUCKET}")
+    if hub_datasets.is_url(value or ""):
+      with _named(f"data.{name}", value):
+        hub_datasets.address(value)
+    else:
+      _require_path(f"data.{name}", value, _TEXT)
   _require_path("data.tokenizer", data.tokenizer, _DISK)
   _require_path("evaluate.order", config.evaluate.order, _DISK)
-  _check_start(config.init_from or "")
-  if data.source != "tfds":
-    _check_place("data.directory", data.directory)
+  start = config.init_from or ""
+  if is_url(start):
+    with _named("init_from", start):
+      if hub.is_url(start):
+        hub.address(start)
+      else:
+        places.path(start, stores=("disk", "gs", "hf"))
+  if data.source != "tfds" and is_url(data.directory or ""):
+    with _named("data.directory", data.directory):
+      places.path(data.directory)
 
 
 def _require_path(name: str, value: str | None, right: str) -> None:
@@ -31,21 +48,11 @@ def _require_path(name: str, value: str | None, right: str) -> None:
     raise UserError(f"{name} = {json.dumps(value)}: must be {right}")
 
 
-def _check_place(name: str, value: str | None) -> None:
-  if not is_url(value or ""):
-    return
+@contextlib.contextmanager
+def _named(name: str, value: str) -> Iterator[None]:
+  """Puts a field's name before what is wrong with its value."""
   try:
-    places.path(value)
+    yield
   except UserError as error:
-    problem = str(error).removeprefix(value)
+    problem = str(error).removeprefix(shown(value))
     raise UserError(f"{name} = {json.dumps(value)}{problem}") from None
-
-
-def _check_start(start: str) -> None:
-  try:
-    if hub.is_url(start):
-      hub.address(start)
-    elif is_url(start):
-      places.path(start, stores=("disk", "gs", "hf"))
-  except UserError as error:
-    raise UserError(f"init_from = {error}") from None

@@ -3,7 +3,7 @@
 import functools
 import json
 import pathlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from set_diffusion_jax.config import DataConfig
 from set_diffusion_jax.errors import UserError
@@ -11,6 +11,7 @@ from set_diffusion_jax.inputs import paths
 from set_diffusion_jax.inputs.names import shown
 from set_diffusion_jax.inputs.records import parse_record
 from set_diffusion_jax.inputs.text import Found, read_lines, utf8
+from set_diffusion_jax.storage import hub_datasets
 
 # What a value of JSON is called, in messages.
 _KINDS = {type(None): "null", bool: "a boolean", int: "a number", float: "a number"}
@@ -25,15 +26,23 @@ class Files:
     field: of the configuration, that names them.
     pattern: a path, or a pattern such as dir/*.txt. What exists by that very name is
       meant, be there brackets, stars or question marks in it.
+    fetched: the files that an address of the hub names, with their origins.
 
   Raises:
     UserError: there is none, or it is no file.
   """
 
-  def __init__(self, config: DataConfig, field: str, pattern: str):
+  def __init__(
+    self,
+    config: DataConfig,
+    field: str,
+    pattern: str,
+    fetched: Sequence[hub_datasets.Fetched] = (),
+  ):
     self._config = config
     self._where = f"{field} = {json.dumps(pattern, ensure_ascii=False)}"
-    self.paths = _matching(self._where, pattern)
+    self._origins = dict(fetched)
+    self.paths = list(self._origins) or _matching(self._where, pattern)
     self._sizes: dict[pathlib.Path, tuple] = {}
     self._found: dict[pathlib.Path, Found] = {}
 
@@ -48,7 +57,7 @@ class Files:
     return some_text(self._where, every)
 
   def _of(self, path: pathlib.Path) -> Iterator[str]:
-    where = f"{self._where}: {shown(str(path), 300)}"
+    where = f"{self._where}: {shown(self._origins.get(path, str(path)), 300)}"
     self._check_same(path, where)
     found = Found()
     # JSON has its own white space, and what stands in its strings is kept.
@@ -82,10 +91,13 @@ class Files:
 
   def facts(self) -> list[dict]:
     """The files, with their sizes in bytes and what reading them has changed."""
-    found = [(path, self._found.get(path, Found())) for path in self.paths]
     return [
-      {"file": str(path), "bytes": path.stat().st_size, **each.counts()}
-      for path, each in found
+      {
+        "file": self._origins.get(path, str(path)),
+        "bytes": path.stat().st_size,
+        **self._found.get(path, Found()).counts(),
+      }
+      for path in self.paths
     ]
 
 

@@ -78,7 +78,7 @@ def prepare(
 
 
 def _prepare(config, output, text, workers, shard, begin) -> dict:
-  source = Source(config)
+  source = Source(config, from_hub=True)
   tokenizer = None if text else load_tokenizer(config.tokenizer)
   file = tokenizer.file if tokenizer else None
   settings = {

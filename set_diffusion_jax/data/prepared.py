@@ -24,7 +24,7 @@ import numpy as np
 from set_diffusion_jax.config import DataConfig
 from set_diffusion_jax.data.folder import Folder
 from set_diffusion_jax.data.manifest import check_manifest, read_ends
-from set_diffusion_jax.data.records import REQUESTS, Records, decode_record
+from set_diffusion_jax.data.records import REQUESTS, Records, Shared, decode_record
 from set_diffusion_jax.data.text import Text, stored_digest
 from set_diffusion_jax.data.tokenizer import Tokenizer, load_tokenizer, tokenizer_of
 from set_diffusion_jax.errors import UserError
@@ -196,9 +196,11 @@ class PreparedTokens(Text):
     self.ends = prepared.ends(side)
     self._ids = prepared.manifest["settings"]["tokenizer"]["vocabulary"]
     self._where = prepared.where
-    self._records = prepared.records(side)
+    records = prepared.records(side)
+    self._records: Records | Shared = records
     self._pool = None
-    if self._records.remote:
+    if records.remote:
+      self._records = Shared(records)
       self._pool = concurrent.futures.ThreadPoolExecutor(REQUESTS, "records")
     self._digest = entry.get("sha256")  # not there yet while it is prepared
     self._size = prepared.manifest["settings"]["record"]

@@ -5,10 +5,13 @@ array_record reads gs:// itself, one request for each record, and asks again, fo
 minutes, after answers that may pass (429, 5xx, a broken connection).
 """
 
+import collections
+import concurrent.futures
 import os
 import pathlib
 import re
 import struct
+import threading
 from collections.abc import Sequence
 
 import grain
@@ -73,10 +76,48 @@ class Records:
     try:
       return self._source[index]
     except (RuntimeError, ValueError, OSError) as error:
-      if answer := _ANSWER.search(str(error)):
-        said = " ".join(answer[1].split())[:120]
-        problem = f"a shard cannot be read, the store says: {said}"
-      else:
-        reason = str(error).strip().splitlines()[0][:120]
-        problem = f"a shard is damaged ({reason})"
-      raise UserError(f"{self._where}: {problem}") from None
+      raise UserError(f"{self._where}: a shard {_problem(str(error))}") from None
+
+
+def _problem(text: str) -> str:
+  """What an error of array_record says: of the bytes, or of the way to them."""
+  if answer := _ANSWER.search(text):
+    return f"cannot be read, the store says: {' '.join(answer[1].split())[:120]}"
+  reason = text.strip().splitlines()[0][:120]
+  if reason.startswith("open() failed"):  # nothing was read
+    return f"cannot be read ({reason})"
+  return f"is damaged ({reason})"
+
+
+class Shared:
+  """Records that sequences share, each asked for once as long as it is remembered.
+
+  Many threads may read at once; who wants what another has asked for waits for it.
+
+  Args:
+    records: to be read.
+    most: how many are remembered.
+  """
+
+  def __init__(self, records: Records, most: int = 4 * REQUESTS):
+    self._records, self._most = records, most
+    self._asked: collections.OrderedDict[int, concurrent.futures.Future]
+    self._asked = collections.OrderedDict()
+    self._lock = threading.Lock()
+
+  def __getitem__(self, index: int) -> bytes:
+    with self._lock:
+      answer = self._asked.get(index)
+      first = answer is None
+      if first:
+        answer = self._asked[index] = concurrent.futures.Future()
+        if len(self._asked) > self._most:
+          self._asked.popitem(last=False)
+    if first:
+      try:
+        answer.set_result(self._records[index])
+      except BaseException as error:
+        with self._lock:
+          self._asked.pop(index, None)
+        answer.set_exception(error)
+    return answer.result()

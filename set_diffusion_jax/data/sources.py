@@ -19,6 +19,8 @@ from set_diffusion_jax.data.files import Files
 from set_diffusion_jax.data.prepared import Prepared
 from set_diffusion_jax.data.tfds import TfdsTexts
 from set_diffusion_jax.errors import UserError
+from set_diffusion_jax.inputs.names import shown
+from set_diffusion_jax.storage import hub, hub_datasets
 
 SIDES = ("train", "validation")
 
@@ -59,18 +61,23 @@ def _is_prepared(config: DataConfig) -> bool:
 class Source:
   """The documents that a configuration names, as they are stored.
 
+  Args:
+    config: the configuration.
+    from_hub: whether files of the Hugging Face hub may be named.
+
   Attributes:
     config: the configuration.
     prepared: what data.directory holds for data.source=prepared.
     prompts: whether documents are prompts and targets in turn.
   """
 
-  def __init__(self, config: DataConfig):
-    self.config = config
+  def __init__(self, config: DataConfig, from_hub: bool = False):
+    self.config, self._from_hub = config, from_hub
     check_text(config)
     self.prepared = Prepared.open(config)
     self.prompts = config.cut == "prompt"
     self._opened: dict[str, Files] = {}
+    self._commits: dict[hub.Address, hub_datasets.Commit] = {}
 
   def documents(self, side: str) -> Iterator[str]:
     """The documents of "train" or "validation", in order.
@@ -99,8 +106,23 @@ class Source:
     if side not in self._opened:
       field = f"{side}_path"
       pattern = getattr(self.config, field)
-      self._opened[side] = Files(self.config, f"data.{field}", pattern)
+      fetched = self._fetched(field) if hub_datasets.is_url(pattern) else ()
+      self._opened[side] = Files(self.config, f"data.{field}", pattern, fetched)
     return self._opened[side]
+
+  def _fetched(self, field: str) -> list[hub_datasets.Fetched]:
+    """The files of the hub that a field names; both sides are of one commit."""
+    url = getattr(self.config, field)
+    where = f'data.{field} = "{shown(url)}"'
+    if not self._from_hub:
+      raise UserError(
+        f"{where}: is read by `prepare` alone; prepare it, then give "
+        "--config.data.source=prepared --config.data.directory=DIR"
+      )
+    place, _ = hub_datasets.address(url)
+    if place not in self._commits:
+      self._commits[place] = hub_datasets.Commit(url, place)
+    return self._commits[place].fetch(url)
 
   def _whole(self) -> Iterator[str]:
     return self._files("train").documents()

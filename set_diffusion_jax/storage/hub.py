@@ -34,10 +34,17 @@ class Address(NamedTuple):
   Attributes:
     repository: as "ORG/NAME".
     revision: a branch, a tag or a commit; None: the main branch.
+    kind: "model" or "dataset".
   """
 
   repository: str
   revision: str | None
+  kind: str = "model"
+
+  @property
+  def page(self) -> str:
+    """Where people read about it, below the server."""
+    return self.repository if self.kind == "model" else f"datasets/{self.repository}"
 
 
 def is_url(text: str | os.PathLike) -> bool:
@@ -51,19 +58,32 @@ def address(url: str) -> Address:
   Raises:
     UserError: it is another one, or has a name that no repository or revision has.
   """
-  repository, at, revision = url.removeprefix(SCHEME).partition("@")
+  return named(url.removeprefix(SCHEME), shown(url), RIGHT)
+
+
+def named(text: str, where: str, right: str) -> Address:
+  """The model that ORG/NAME[@REVISION] names.
+
+  Args:
+    text: what is behind the scheme.
+    where: the address in messages.
+    right: what it must be.
+
+  Raises:
+    UserError: it is another text, or has a name that no repository or revision has.
+  """
+  repository, at, revision = text.partition("@")
   parts = repository.split("/")
-  where = shown(url)
   if len(parts) != 2 or not all(map(_PART.fullmatch, parts)):
     why = "ORG and NAME have letters, digits and _.- inside"
-    raise UserError(f"{where}: {RIGHT}; {why}")
+    raise UserError(f"{where}: {right}; {why}")
   if max(map(len, parts)) > _LONGEST:
     raise UserError(f"{where}: ORG and NAME must have at most {_LONGEST} characters")
   if "--" in repository or ".." in repository or repository.endswith(".git"):
     raise UserError(f"{where}: no repository has -- or .. in its name or ends in .git")
   if at and not _is_revision(revision):
-    right = "REVISION must be a branch, a tag or a commit of 40 digits"
-    raise UserError(f"{where}: {RIGHT}; {right}")
+    why = "REVISION must be a branch, a tag or a commit of 40 digits"
+    raise UserError(f"{where}: {right}; {why}")
   return Address(repository, revision if at else None)
 
 
@@ -89,8 +109,8 @@ class Snapshot:
   def __init__(self, url: str):
     self._url, self._address = url, address(url)
     self._commit = self._address.revision
-    self._hub = _library(url)
-    self._unreached = _unreached(self._hub, url, self._address)
+    self._hub = library(url)
+    _, self._unreached = asked(self._hub, url, self._address)
 
   def get(self, names: Iterable[str], most: int | None = None) -> pathlib.Path:
     """The folder of the commit, with those of the named files that it has.
@@ -141,7 +161,7 @@ def check_destination(url: str) -> None:
   README.md, and there must be a token that the server knows.
   """
   place = _destination(url)
-  hub = _library(url)
+  hub = library(url)
   with explained(hub, url, place):
     api = hub.HfApi()
     with contextlib.suppress(hub.errors.RepositoryNotFoundError):
@@ -167,7 +187,7 @@ def upload(url: str, folder: pathlib.Path) -> str:
       none of the files. If the server fell silent it has all of them or none.
   """
   place = _destination(url)
-  hub = _library(url)
+  hub = library(url)
   with explained(hub, url, place):
     api = hub.HfApi()
     api.create_repo(place.repository, private=True, exist_ok=True)
@@ -206,7 +226,7 @@ def _check_free(url: str, info) -> set[str]:
   return names
 
 
-def _library(url: str):
+def library(url: str):
   """huggingface_hub; UserError where it is not installed."""
   try:
     import huggingface_hub
@@ -219,20 +239,28 @@ def _library(url: str):
   return huggingface_hub
 
 
-def _unreached(hub, url: str, place: Address) -> str | None:
-  """Why the server cannot be asked; None where it has answered.
+def asked(hub, url: str, place: Address) -> tuple[str | None, str | None]:
+  """The commit of a revision, and why the server cannot be asked for it: one is None.
+
+  Args:
+    hub: of `library`.
+    url: as it was given.
+    place: what it says.
 
   Raises:
     UserError: it refuses, or knows no such repository or revision.
   """
   if hub.constants.HF_HUB_OFFLINE:
-    return "HF_HUB_OFFLINE is set"
+    return None, "HF_HUB_OFFLINE is set"
   try:
     with explained(hub, url, place):
-      hub.HfApi().model_info(
-        place.repository, revision=place.revision, timeout=_TIMEOUT
+      info = hub.HfApi().repo_info(
+        place.repository,
+        repo_type=place.kind,
+        revision=place.revision,
+        timeout=_TIMEOUT,
       )
   except Silent as silent:
     print(f"{url}: {silent.reason}; the cache is read", file=sys.stderr)
-    return silent.reason
-  return None
+    return None, silent.reason
+  return info.sha, None

@@ -25,7 +25,7 @@ def explained(hub, url: str, place, unreached: str | None = None) -> Iterator:
   Args:
     hub: huggingface_hub.
     url: as it was given.
-    place: what it says, with its `repository` and `revision`.
+    place: what it says, with its `page` and `revision`.
     unreached: why the server is not asked at all.
   """
   try:
@@ -43,7 +43,7 @@ def _mistake(hub, error, url, place, unreached, server) -> UserError:
   if type(error) is RuntimeError and error.__cause__ is not None:  # of an upload
     return _mistake(hub, error.__cause__, url, place, unreached, server)
   if isinstance(error, errors.GatedRepoError):
-    terms = f"accept its terms at {server}/{place.repository}"
+    terms = f"accept its terms at {server}/{place.page}"
     return UserError(f"{url}: is a gated repository; {terms}, and {_LOG_IN}")
   if isinstance(error, errors.RepositoryNotFoundError):
     private = f"look at the name, or {_LOG_IN} if it is private"
