@@ -215,11 +215,11 @@ def test_damage_is_told_in_a_line(both):
     (["train", "--config=gs://b/c.py", "--workdir=x"], "--config=gs://b/c.py"),
     (
       ["train", "--config=quickstart", "--config.init_from=s3://b/x", "--workdir=x"],
-      "init_from = s3://b/x: must be a path, gs://BUCKET/PATH or hf://ORG/NAME",
+      'init_from = "s3://b/x": must be a path, gs://BUCKET/PATH or hf://ORG/NAME',
     ),
     (
       ["train", "--config=quickstart", "--config.init_from=hf://b", "--workdir=x"],
-      "init_from = hf://b: must be hf://ORG/NAME or",
+      'init_from = "hf://b": must be hf://ORG/NAME or',
     ),
     (["sample", "--checkpoint=x", "--input=gs://b/x"], "--input=gs://b/x"),
     (["sample", "--checkpoint=x", "--output=gs://b/x"], "--output=gs://b/x"),
