@@ -11,10 +11,12 @@ import sys
 
 import numpy as np
 import pytest
+import tensorstore as ts
 
 from set_diffusion_jax.convert import convert, describe
 from set_diffusion_jax.convert.source import open_source
 from set_diffusion_jax.errors import UserError
+from set_diffusion_jax.weights import read_weights
 from tests.convert_files import cast, safetensors_bytes
 from tests.golden import Golden
 from tests.test_convert import published, reference, train_state
@@ -251,6 +253,26 @@ def test_damaged_work_directories(tmp_path, trained):
   assert "blocks/adaln/bias is missing" in refused(run, tmp_path / "out")
 
 
+@pytest.mark.parametrize("kind", ["saved", "converted"])
+def test_a_value_that_has_changed(tmp_path, trained, kind):
+  """Bytes that can be decoded, to another number than was written."""
+  run = tmp_path / "run"
+  if kind == "saved":
+    step, name = shutil.copytree(trained, run) / "checkpoints" / "3", "ema.head.kernel"
+  else:
+    convert(model(tmp_path), run)
+    step, name = run / "checkpoints" / "0", "params.head.kernel"
+  convert(run, tmp_path / "whole")
+  store = {"driver": "ocdbt", "base": f"file://{step}/state/", "path": f"{name}/"}
+  array = ts.open({"driver": "zarr", "kvstore": store}).result()
+  array[5, 3].write(array[5, 3].read().result() + 1).result()
+  changed = "head/kernel.* is not what was saved"
+  assert re.search(changed, refused(run, tmp_path / "out"))
+  if kind == "converted":
+    with pytest.raises(UserError, match=changed):
+      read_weights(run)
+
+
 def test_weights_that_are_not_there(tmp_path):
   convert(model(tmp_path), tmp_path / "orbax")
   assert "has no ema weights" in refused(
@@ -308,7 +330,7 @@ def test_interrupt_leaves_nothing(tmp_path, monkeypatch):
   def interrupt(*_):
     raise KeyboardInterrupt
 
-  monkeypatch.setattr("set_diffusion_jax.convert.orbax.Writer.finish", interrupt)
+  monkeypatch.setattr("set_diffusion_jax.convert.orbax_writer.Writer.finish", interrupt)
   (tmp_path / "out").mkdir()
   with pytest.raises(KeyboardInterrupt):
     convert(model(tmp_path), tmp_path / "out" / "destination")
@@ -318,9 +340,11 @@ def test_interrupt_leaves_nothing(tmp_path, monkeypatch):
 @pytest.mark.parametrize("direction", ["orbax", "pytorch"])
 def test_verify_finds_a_changed_bit(tmp_path, monkeypatch, trained, direction):
   """A writer that flips one sign."""
-  from set_diffusion_jax.convert import orbax, torch_directory
+  from set_diffusion_jax.convert import orbax_writer, torch_directory
 
-  writer = orbax.Writer if direction == "orbax" else torch_directory.SafetensorsWriter
+  writer = (
+    orbax_writer.Writer if direction == "orbax" else torch_directory.SafetensorsWriter
+  )
   write = writer.write
 
   def lossy(self, name, place, values):

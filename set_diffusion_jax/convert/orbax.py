@@ -1,17 +1,15 @@
-"""Reading and writing this project's checkpoints a part of a parameter at a time.
+"""Reading this project's checkpoints a part of a parameter at a time.
 
 Orbax restores whole arrays. What it stores is one tensorstore (zarr) array for each
-parameter in a key-value store (OCDBT) and small JSON files; that layout is read and
-written here directly, and a test restores with Orbax what this module wrote.
+parameter in a key-value store (OCDBT) and small JSON files; that layout is read here
+directly, and written by `orbax_writer`.
 """
 
 import itertools
-import json
 import math
 import os
 import pathlib
 import re
-import time
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -23,17 +21,14 @@ from set_diffusion_jax.errors import UserError
 from set_diffusion_jax.inputs.names import check_tree, shown
 from set_diffusion_jax.inputs.paths import Opened
 from set_diffusion_jax.storage import places, refusals
-from set_diffusion_jax.storage.saved import FORMAT_VERSION, check_version
-from set_diffusion_jax.storage.steps import MARKER
+from set_diffusion_jax.storage.saved import check_version
 
-_TREE = "_METADATA"
+TREE = "_METADATA"
 # A step's parameters may take so many times the bytes of its files, as zeros shrink to
 # next to nothing, and in any case these bytes.
 _MOST_ZEROS, _SMALL = 100, 64 * 2**20
-_DICT_KEY = 2  # Orbax's number for a key of a dict
-_HANDLERS = "orbax.checkpoint._src.handlers."
 # What tensorstore raises for damaged files, bad descriptions and full disks.
-_ERRORS = (ValueError, OSError, RuntimeError, NotImplementedError)
+ERRORS = (ValueError, OSError, RuntimeError, NotImplementedError)
 
 
 class Reader:
@@ -57,18 +52,18 @@ class Reader:
     self.meta = read_json(step / "meta" / "metadata")
     check_version(self.meta, str(step))
     try:
-      tree = read_json(self._state / _TREE)
+      tree = read_json(self._state / TREE)
     except UserError as error:
       raise UserError(f"{step}: is damaged or incomplete ({error})") from None
     self._driver = "zarr3" if tree.get("use_zarr3") else "zarr"
     self._ocdbt = bool(tree.get("use_ocdbt"))
-    stored = _paths(self._state / _TREE, tree)
+    stored = _paths(self._state / TREE, tree)
     both = {path[0] for path in stored}
     kind = kind or ("ema" if "ema" in both else "raw")
     root = {"ema": "ema", "raw": "params"}[kind]
     if root not in both:
       raise UserError(f"{step}: has no {kind} weights; give --weights=raw")
-    self.kind = kind if "ema" in both else None
+    self.kind, self._root = kind if "ema" in both else None, root
     self._names = {
       "/".join(path[1:]): ".".join(path) for path in stored if path[0] == root
     }
@@ -126,20 +121,33 @@ class Reader:
     array = self._open_array
     try:
       return _read_by_chunks(array, parameter.index(piece))
-    except _ERRORS as error:
+    except ERRORS as error:
       raise self._wrong(parameter.path, error, "is damaged") from None
+
+  def check_sum(self, path: str, found: int) -> None:
+    """UserError if a parameter, read whole, has not the checksum that was saved.
+
+    Args:
+      path: of the parameter.
+      found: `checksums.of_piece` of all its pieces, summed modulo 2^32.
+    """
+    sums = self.meta.get("checksums")
+    if sums is None:  # converted by a version that wrote none
+      return
+    if not isinstance(sums, dict) or sums.get(f"{self._root}/{path}") != found:
+      raise UserError(f"{self._state}: {path}: is damaged, it is not what was saved")
 
   def _array(self, path: str, kept: int = 0) -> ts.TensorStore:
     """An open array that keeps up to `kept` decoded bytes."""
     spec = {
       "driver": self._driver,
-      "kvstore": _kvstore(self._folder, self._names[path], self._ocdbt),
+      "kvstore": kvstore(self._folder, self._names[path], self._ocdbt),
       "fill_missing_data_reads": False,
       "context": {"cache_pool": {"total_bytes_limit": kept}},
     }
     try:
       return ts.open(spec, read=True).result()
-    except _ERRORS as error:
+    except ERRORS as error:
       raise self._wrong(path, error, "cannot be read") from None
 
   def _wrong(self, path: str, error: Exception, what: str) -> UserError:
@@ -186,7 +194,7 @@ def _paths(file: pathlib.Path, tree: Mapping) -> list[tuple[str, ...]]:
   return [tuple(map(str, path)) for path in keys if path]
 
 
-def _kvstore(state: pathlib.Path, name: str, ocdbt: bool) -> dict:
+def kvstore(state: pathlib.Path, name: str, ocdbt: bool) -> dict:
   """A parameter in a folder, given by a path and not by a URL, which is no literal."""
   base = {"driver": "file", "path": f"{state}/"}
   if places.is_remote(state):
@@ -195,92 +203,6 @@ def _kvstore(state: pathlib.Path, name: str, ocdbt: bool) -> dict:
   if ocdbt:
     return {"driver": "ocdbt", "base": base, "path": f"{name}/"}
   return {**base, "path": f"{base['path']}{name}/"}
-
-
-class Writer:
-  """Writes the parameters of a checkpoint that holds nothing else."""
-
-  def __init__(self, step: pathlib.Path):
-    self._step, self._state = step, step / "state"
-    self._state.mkdir(parents=True)
-    self._opened = Opened(self._state)
-    self._entries: dict[str, dict] = {}
-    self._array = None
-
-  def start(self, parameter: Parameter, dtype: np.dtype) -> None:
-    """Makes room for a parameter; its pieces are written next."""
-    path = ("params", *parameter.path.split("/"))
-    spec = {
-      "driver": "zarr",
-      "kvstore": _kvstore(self._opened.path, ".".join(path), ocdbt=True),
-      "metadata": {
-        "shape": list(parameter.shape),
-        "chunks": list(parameter.piece_shape),
-        "compressor": {"id": "zstd", "level": 1},
-      },
-      "dtype": dtype.name,
-      "create": True,
-      "store_data_equal_to_fill_value": True,
-    }
-    self._array = _written(ts.open(spec))
-    self._entries[str(path)] = {
-      "key_metadata": [{"key": key, "key_type": _DICT_KEY} for key in path],
-      "value_metadata": {
-        "value_type": "jax.Array",
-        "skip_deserialize": False,
-        "write_shape": list(parameter.shape),
-      },
-    }
-
-  def write(self, parameter: Parameter, piece: Piece, values: np.ndarray) -> None:
-    """Writes a piece of the parameter that was started last.
-
-    Raises:
-      OSError: the disk is full or fails.
-    """
-    _written(self._array[parameter.index(piece)].write(values))
-
-  def finish(self, meta: Mapping) -> None:
-    """Writes what makes the arrays an Orbax checkpoint with that `meta`."""
-    now = time.time_ns()
-    handlers = {
-      "meta": _HANDLERS + "json_checkpoint_handler.JsonCheckpointHandler",
-      "state": _HANDLERS + "standard_checkpoint_handler.StandardCheckpointHandler",
-    }
-    tree = {
-      "tree_metadata": self._entries,
-      "use_ocdbt": True,
-      "use_zarr3": False,
-      "store_array_data_equal_to_fill_value": True,
-      "custom_metadata": None,
-    }
-    _write(self._state / _TREE, tree)
-    (self._step / "meta").mkdir()
-    _write(self._step / "meta" / "metadata", {"format_version": FORMAT_VERSION, **meta})
-    checkpoint = {
-      "item_handlers": handlers,
-      "metrics": {},
-      "performance_metrics": {},
-      "init_timestamp_nsecs": now,
-      "commit_timestamp_nsecs": now,
-      "custom_metadata": {},
-    }
-    _write(self._step / "_CHECKPOINT_METADATA", checkpoint)
-    # As Orbax does, last: so a copy of the folder in a bucket is known to be whole.
-    for folder in (self._state, self._step / "meta", self._step):
-      (folder / MARKER).write_text(f"Checkpoint commit was successful to {folder}")
-
-
-def _written(future):
-  """The result of a write; what tensorstore raises becomes an OSError."""
-  try:
-    return future.result()
-  except _ERRORS as error:
-    raise OSError(reason(error)) from None
-
-
-def _write(path: pathlib.Path, values: Mapping) -> None:
-  path.write_text(json.dumps(values))
 
 
 def reason(error: BaseException) -> str:

@@ -4,8 +4,8 @@ import dataclasses
 import json
 import pathlib
 
-from set_diffusion_jax.convert import orbax
 from set_diffusion_jax.convert.meta import TOKENIZER_FILES
+from set_diffusion_jax.convert.orbax_writer import Writer
 from set_diffusion_jax.convert.source import Source
 from set_diffusion_jax.convert.transfer import Cast, transfer
 from set_diffusion_jax.data.pieces import STORED
@@ -16,7 +16,7 @@ from set_diffusion_jax.version import versions
 
 def write_orbax(source: Source, cast: Cast, fresh: pathlib.Path) -> None:
   """A work directory with one step, 0, that holds only parameters."""
-  writer = orbax.Writer(fresh / workdir.CHECKPOINTS / "0")
+  writer = Writer(fresh / workdir.CHECKPOINTS / "0")
   transfer(source, cast, writer.start, writer.write)
   writer.finish(_meta(source, cast))
   stored = {"config": source.config.to_dict(), "data": _fingerprint(source)}

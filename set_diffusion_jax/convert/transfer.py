@@ -8,6 +8,7 @@ from set_diffusion_jax.convert.layout import Parameter, Piece
 from set_diffusion_jax.convert.source import Source
 from set_diffusion_jax.convert.tensors import WEIGHT_DTYPES
 from set_diffusion_jax.errors import UserError
+from set_diffusion_jax.storage.checksums import of_piece
 from set_diffusion_jax.training.metrics import Progress
 
 
@@ -37,9 +38,10 @@ class Cast:
     with np.errstate(over="ignore"):
       return values.astype(self._dtype)
 
-  def read(self, parameter: Parameter, piece: Piece) -> np.ndarray:
-    """A piece; UserError for NaN or infinity, or what the dtype cannot hold."""
-    stored = self._source.read(parameter, piece)
+  def checked(
+    self, stored: np.ndarray, parameter: Parameter, piece: Piece
+  ) -> np.ndarray:
+    """A piece as written; UserError for NaN, infinity or what the dtype cannot hold."""
     values = self.array(stored)
     if not np.isfinite(values).all():
       flat = int(np.flatnonzero(~np.isfinite(values.ravel()))[0])
@@ -55,10 +57,20 @@ class Cast:
 
 
 def transfer(source: Source, cast: Cast, start: Callable, write: Callable) -> None:
-  """Hands every piece of every parameter on, one at a time."""
+  """Hands every piece of every parameter on, one at a time.
+
+  Raises:
+    UserError: a value is not finite, or a parameter is not what was saved.
+  """
   with Progress(len(source.parameters), label="convert", unit="parameter") as progress:
     for parameter in source.parameters:
       start(parameter, cast.dtype(parameter.path))
+      total = 0
       for piece in parameter.pieces():
-        write(parameter, piece, cast.read(parameter, piece))
+        stored = source.read(parameter, piece)
+        if source.format == "orbax":
+          total += of_piece(stored, parameter.index(piece))
+        write(parameter, piece, cast.checked(stored, parameter, piece))
+      if source.format == "orbax":
+        source.reader.check_sum(parameter.path, total % 2**32)
       progress.advance()
