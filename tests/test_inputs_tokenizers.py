@@ -167,7 +167,7 @@ def test_what_has_no_right_ids_is_refused(kind, tmp_path, capfd):
     ({"eos": 3, "pad": 3}, "EOS = PAD is id 3, which is that of the text 'sang'"),
     ({"mask": 2}, "MASK is id 2, which is that of the text 'mill'"),
     ({"eos": 0}, r"EOS = PAD is id 0, which is that of the text '\[UNK\]'"),
-    ({"size": 3, "bos": 2, "eos": 2, "pad": 2, "mask": 2}, "has 4 ids, the weights 3"),
+    ({"size": 3, "bos": 2, "eos": 2, "pad": 2, "mask": 1}, "has 4 ids, the weights 3"),
     ({"mask": 99}, "mask has id 99; must be below 6"),
     ({"size": 2**40}, r"size = 1099511627776; must be from 1 to"),
     ({"size": "6"}, "size = '6'; must be"),

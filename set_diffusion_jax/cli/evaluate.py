@@ -18,6 +18,7 @@ from set_diffusion_jax.inputs.records import parse_json
 
 def evaluate(arguments: argparse.Namespace, changes: Sequence[str]) -> None:
   """The figures of a checkpoint, printed and written."""
+  _check_by(arguments)
   model = processes.together(lambda: load_model(arguments, changes))
   config = model.config
   options = with_options(
@@ -30,7 +31,7 @@ def evaluate(arguments: argparse.Namespace, changes: Sequence[str]) -> None:
     read += [text.train_path, text.validation_path, text.directory, text.tokenizer]
   for output in (arguments.output, *(_of_corpus(arguments.output, n) for n in corpora)):
     check_output(output, inputs=read)
-  _check_by(arguments, read)
+  _check_by_output(arguments, read)
   if not corpora:
     model = dataclasses.replace(model, config=config)
     detail = arguments.by, arguments.by_output
@@ -92,7 +93,7 @@ def _is_file(output: pathlib.Path) -> bool:
   return not paths.is_special(output) and paths.descriptor(output) is None
 
 
-def _check_by(arguments: argparse.Namespace, read: Sequence) -> None:
+def _check_by(arguments: argparse.Namespace) -> None:
   """UserError unless --by and --by-output stand together, and can do so."""
   by, output = arguments.by, arguments.by_output
   if by is None and output is None:
@@ -103,6 +104,13 @@ def _check_by(arguments: argparse.Namespace, read: Sequence) -> None:
     raise UserError(f"--by-output={output}: needs --by=token or --by=rank")
   if arguments.zero_shot is not None:
     raise UserError(f"--by={by}: is of the run's own text, without --zero-shot")
+
+
+def _check_by_output(arguments: argparse.Namespace, read: Sequence) -> None:
+  """UserError unless --by-output, if it is given, can be written to."""
+  output = arguments.by_output
+  if output is None:
+    return
   check_output(output, "--by-output", read)
   whole = arguments.output
   if whole is not None and _is_file(output) and whole.resolve() == output.resolve():
