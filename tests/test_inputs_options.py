@@ -69,6 +69,12 @@ INSPECT = ["inspect", "--mask", "--config=quickstart"]
     ([*INSPECT, "--config.optimizer.learning_rate=nan"], ["learning_rate", "finite"]),
     ([*INSPECT, "--config.optimizer.learning_rate=1e999"], ["learning_rate", "finite"]),
     ([*INSPECT, "--config.train.steps="], ["--config"]),
+    ([*INSPECT, "--config.train.steps=0x10"], ["train.steps=0x10: must", "plain"]),
+    ([*INSPECT, "--config.train.steps=1_0"], ["train.steps=1_0: must", "plain"]),
+    ([*INSPECT, "--config.train.steps=\uff15"], ["train.steps=\uff15: must", "plain"]),
+    ([*INSPECT, "--config.train.steps=5 "], ["train.steps=5 : must", "plain"]),
+    ([*INSPECT, "--config.optimizer.learning_rate=1_0"], ["learning_rate=1_0: must"]),
+    ([*SAMPLE, "--config.decode.top_k=1_0"], ["decode.top_k=1_0: must", "plain"]),
     (["prepare", "--output=o", "--shard-size=nan"], ["--shard-size=nan"]),
     (["prepare", "--output=o", f"--workers={10**18}"], ["--workers", "at most"]),
     (["convert", str(PUBLISHED), "new", "--shard-size=1e300"], ["--shard-size=1e300"]),
@@ -89,6 +95,14 @@ def test_what_cannot_be_meant_is_one_line(
   for word in words:
     assert word in line, line
   assert not os.listdir(tmp_path)
+
+
+@pytest.mark.parametrize("code", ["", "0", "5", "'a\\nb'"])
+def test_a_configuration_that_exits_is_one_line(tmp_path, capsys, code):
+  (tmp_path / "ends.py").write_text(f"import sys\nsys.exit({code})\n")
+  assert cli.main(["inspect", "--mask", f"--config={tmp_path / 'ends.py'}"]) == 2
+  (line,) = capsys.readouterr().err.splitlines()
+  assert "ends.py: ends Python: exit(" in line
 
 
 def test_every_seed_has_its_own_key():

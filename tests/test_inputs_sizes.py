@@ -136,6 +136,15 @@ def test_tensors_that_share_a_storage(tmp_path):
   assert not (tmp_path / "out").exists()
 
 
+def test_a_negated_view_is_refused(tmp_path):
+  """PyTorch stores its values with the other sign, and says so beside them."""
+  torch = pytest.importorskip("torch")
+  view = torch.complex(torch.ones(2), torch.ones(2)).conj().imag
+  torch.save({"x": view}, tmp_path / "x.bin")
+  with pytest.raises(UserError, match="a negated view is refused"):
+    Archive(tmp_path / "x.bin").load()
+
+
 def program(path, content):
   path.write_bytes(torch_bytes({}, edit=lambda _: content))
   return path

@@ -125,14 +125,19 @@ def default_config() -> ml_collections.ConfigDict:
   return group(Config).lock()
 
 
-def check_field(dotted: str) -> None:
-  """UserError unless a dotted name such as model.width is a field or a group."""
+def check_field(dotted: str):
+  """The type of a dotted field such as model.width, or of a group.
+
+  Raises:
+    UserError: there is none of that name.
+  """
   hints, prefix = typing.get_type_hints(Config), ""
   for name in dotted.split("."):
     check_known(hints, name, prefix)
     group = hints[name]
     hints = typing.get_type_hints(group) if dataclasses.is_dataclass(group) else {}
     prefix += f"{name}."
+  return group
 
 
 def config_arguments(text: str, **defaults: str) -> types.SimpleNamespace:

@@ -10,11 +10,14 @@ from collections.abc import Sequence
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from set_diffusion_jax.config.build import required
 from set_diffusion_jax.config.experiment import Config, check_field
 from set_diffusion_jax.errors import UserError
 from set_diffusion_jax.inputs.paths import expanded, is_url
 
 _CONFIG = "--config="
+# Python reads numbers of these too: full-width digits, 1_0, 0x10, "1 ".
+_NOT_PLAIN = re.compile(r"[^!-~]|_|0[xob]", re.IGNORECASE)
 
 
 def names() -> dict[str, pathlib.Path]:
@@ -60,6 +63,8 @@ def read_config(arguments: Sequence[str]) -> Config:
     settings = _run(file, values)
   except UserError:
     raise
+  except SystemExit as error:  # it would end the command without a word
+    raise UserError(f"{_CONFIG}{name}: ends Python: exit({error.code!r})") from None
   except Exception as error:  # whatever the user's own file does
     kind = type(error).__name__
     raise UserError(f"{_CONFIG}{name}: {kind}: {one_line(error)}") from None
@@ -118,11 +123,18 @@ def named(arguments: Sequence[str]) -> str:
 
 
 def changed_fields(arguments: Sequence[str]) -> list[str]:
-  """The fields of `--config.a.b=value`; UserError for one that does not exist."""
+  """The fields of `--config.a.b=value`.
+
+  Raises:
+    UserError: one does not exist, or has a number that is not in plain digits.
+  """
   changes = [a for a in arguments if a.startswith("--config.")]
-  fields = [a.removeprefix("--config.").split("=")[0] for a in changes]
-  for field in fields:
-    check_field(field)
+  fields = []
+  for change in changes:
+    field, _, value = change.removeprefix("--config.").partition("=")
+    if required(check_field(field)) in (int, float) and _NOT_PLAIN.search(value):
+      raise UserError(f"--config.{field}={value}: must be a number in plain digits")
+    fields.append(field)
   return fields
 
 

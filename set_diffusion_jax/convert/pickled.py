@@ -220,16 +220,17 @@ class Archive:
       raise UserError(f"{self.path}: is truncated inside {shown(info.filename)}")
     return offset
 
-  def _tensor(self, storage, offset, shape, strides, *_) -> Tensor:
+  def _tensor(self, storage, offset, shape, strides, *rest) -> Tensor:
     """A tensor of a storage; UserError if it reaches out of it or is larger."""
     where = f"{self.path}: a tensor's description is damaged"
     if not isinstance(storage, _Storage):
       raise UserError(where)
-    shape, steps = check_shape(shape, where), (offset, *strides)
-    plain = all(type(n) is int and 0 <= n <= LARGEST for n in steps)
+    if any(rest[2:]):  # after requires_grad and hooks: {"neg": True}, other signs
+      raise UserError(f"{self.path}: a negated view is refused; save its resolve_neg()")
+    shape, strides = check_shape(shape, where), tuple(strides)
+    plain = all(type(n) is int and 0 <= n <= LARGEST for n in (offset, *strides))
     if not plain or len(shape) != len(strides):
       raise UserError(where)
-    strides = tuple(strides)
     check_view(shape, strides, offset, storage.elements, str(self.path))
     return Tensor(
       self.path,
