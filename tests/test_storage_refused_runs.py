@@ -1,10 +1,12 @@
 """Work directories in a bucket that are refused in one line."""
 
 import json
+import logging
 import re
 
 import pytest
 
+from set_diffusion_jax.cli import quiet
 from set_diffusion_jax.errors import UserError
 from set_diffusion_jax.storage import places
 from set_diffusion_jax.storage.checkpoint import Checkpoints
@@ -75,3 +77,16 @@ def test_any_number_of_a_lease_counts(tmp_path):
   lease.check()
   lease.release()
   assert [file.name for file in folder.iterdir()] == [f"{10**18}.json"]
+
+
+def test_libraries_do_not_log_what_is_told_in_one_line(monkeypatch):
+  log = logging.getLogger("absl")
+  monkeypatch.setattr(log, "filters", [])
+  level = log.level
+  quiet()
+  log.setLevel(level)
+  says = lambda error: bool(
+    log.filter(log.makeRecord("absl", 40, "", 0, "", (), (None, error, None)))
+  )
+  assert not says(OSError("Forbidden: b/runs/o\nin a moment"))
+  assert says(ValueError("a mistake"))
