@@ -142,6 +142,8 @@ CASES = {
   "test_storage_readers.py::test_a_run_starts_from_a_bucket": [],
   "test_storage_readers.py::test_commands_give_what_they_give_on_a_disk": [],
   "test_storage_readers.py::test_damage_is_told_in_a_line": [],
+  "test_storage_refused_runs.py::test_a_folder_may_be_named_like_a_store": [],
+  "test_storage_refused_runs.py::test_a_position_that_is_none": [],
   "test_storage_refusals.py::test_no_network": [],
   "test_storage_runs.py::test_a_damaged_step_is_set_aside_and_a_torn_one_is_not": [],
   "test_train.py::test_a_directory_of_another_run_is_refused": ["change0", "change6"],

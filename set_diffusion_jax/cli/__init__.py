@@ -31,6 +31,7 @@ from set_diffusion_jax.errors import (
 )
 from set_diffusion_jax.inputs import terminal
 from set_diffusion_jax.preemption import EXIT_CODE
+from set_diffusion_jax.storage.refusals import refusal
 
 __all__ = ["guarded", "main", "quiet", "read_config"]
 
@@ -52,9 +53,9 @@ def quiet() -> None:
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-  """Whether a log says more than the one line that a full disk is told in."""
+  """Whether a log says more than the line that a disk or a store is told in."""
   error = record.exc_info[1] if record.exc_info else OSError(record.getMessage())
-  return disk_reason(error) is None
+  return disk_reason(error) is None and refusal(error) is None
 
 
 def main(argv: Sequence[str] | None = None) -> int:

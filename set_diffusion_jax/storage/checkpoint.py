@@ -21,7 +21,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 from set_diffusion_jax import processes
 from set_diffusion_jax.errors import NonFiniteError, Preempted, UserError
 from set_diffusion_jax.inputs.paths import Opened
-from set_diffusion_jax.storage import folders, places, steps
+from set_diffusion_jax.storage import folders, places, refusals, steps
 from set_diffusion_jax.storage.checksums import checksums
 from set_diffusion_jax.storage.saved import (
   FORMAT_VERSION,
@@ -144,7 +144,7 @@ class Checkpoints:
       UserError: it could not be read, though it may be whole.
     """
     restored, _, position = self._load(step, state)
-    data.set_state(position)
+    self._move(data, step, position)
     return restored
 
   def _load(self, step: int, state):
@@ -172,19 +172,33 @@ class Checkpoints:
         or another format version wrote it.
     """
     damaged: dict[int, str] = {}
-    for step in processes.from_first(lambda: self.steps[::-1]):
+    for step in processes.from_first(self._newest_first):
       try:
         restored, meta, position = self._load(step, state)
       except DamagedError as error:
         damaged[step] = str(error)
         continue
-      data.set_state(position)
+      self._move(data, step, position)
       news = processes.from_first(lambda: self._set_aside(damaged))
       return Restored(step, restored, meta, news)
     if damaged:
       last = damaged[max(damaged)]
       raise UserError(f"{last}; no other step is whole, give a new --workdir")
     return None
+
+  def _newest_first(self) -> list[int]:
+    with refusals.explained(str(self.folder)):
+      return self.steps[::-1]
+
+  def _move(self, data, step: int, position) -> None:
+    """Moves `data` to the position of a step; UserError if it is none there."""
+    try:
+      data.set_state(position)
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+      raise UserError(
+        f"{self.folder / str(step) / 'data'}: is no position in this data ({error!r}); "
+        "remove the step to go on from an older one"
+      ) from error
 
   def _set_aside(self, damaged: dict[int, str]) -> list[str]:
     """Moves steps out of the folder; what is to be said about it."""

@@ -188,7 +188,7 @@ def holds(workdir: pathlib.Path, nonce: str) -> bool:
 
 
 def _numbers(folder: pathlib.Path) -> list[int]:
-  names = (re.fullmatch(r"([1-9][0-9]{0,17})\.json", n) for n in places.names(folder))
+  names = (re.fullmatch(r"([1-9][0-9]*)\.json", n) for n in places.names(folder))
   return [int(match[1]) for match in names if match]
 
 

@@ -27,7 +27,8 @@ _EXAMPLES = {
 }
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]")
 # What the libraries would take for patterns, versions or other folders.
-_UNUSABLE = re.compile(r"[*?\[\]#\x00-\x1f\x7f]|//|(^|/)\.{1,2}(/|$)")
+_UNUSABLE = re.compile(r"[*?\[\]#\x00-\x1f\x7f\ud800-\udfff]|//|(^|/)\.{1,2}(/|$)")
+_ONE_SLASH = re.compile(r"(gs|hf):/(?!/)")  # a folder of such a name is ./gs:
 
 
 def path(
@@ -52,6 +53,8 @@ def path(
   try:
     url = _URL.match(text)
     if url is None:
+      if short := _ONE_SLASH.match(text):
+        raise UserError(f"{text}: must have two slashes, as {short[1]}://")
       return paths.given(text)
     if url[1] not in stores:
       *others, last = (_EXAMPLES[store] for store in stores)

@@ -123,6 +123,9 @@ def _failure(path: pathlib.Path, error: Exception) -> UserError:
       f"{path}: cannot be read ({reason}); it may be whole, so try again once the disk "
       "or the network is well"
     )
+  if places.is_remote(path) and isinstance(error, FileNotFoundError):
+    # The message would be the address that the store was asked for.
+    return DamagedError(f"{path}: is damaged or incomplete (a file is missing)")
   reason = str(error).strip().splitlines()[0][:160] if str(error) else repr(error)
   return DamagedError(f"{path}: is damaged or incomplete ({reason})")
 

@@ -8,7 +8,7 @@ from set_diffusion_jax.data.pipeline import FIGURES
 from set_diffusion_jax.errors import UserError
 from set_diffusion_jax.inputs.names import step_number
 from set_diffusion_jax.inputs.records import parse_json
-from set_diffusion_jax.storage import lease, places, steps
+from set_diffusion_jax.storage import lease, places, refusals, steps
 
 CONFIG = "config.json"
 CHECKPOINTS = "checkpoints"
@@ -32,7 +32,7 @@ def check(workdir: pathlib.Path, config: Config, fingerprint: dict) -> bool:
       )
     stored, stored_fingerprint = read(workdir)
   except OSError as error:
-    raise UserError(f"--workdir={workdir}: {error.strerror or error}") from None
+    raise UserError(f"--workdir={workdir}: {_reason(workdir, error)}") from None
   _compare(workdir, stored.identity(), config.identity())
   _compare(workdir, _compared(stored_fingerprint), _compared(fingerprint))
   return True
@@ -56,7 +56,13 @@ def claim(workdir: pathlib.Path, config: Config, fingerprint: dict) -> None:
       check(workdir, config, fingerprint)
     places.write_text(path, text)
   except OSError as error:
-    raise UserError(f"--workdir={workdir}: {error.strerror or error}") from None
+    raise UserError(f"--workdir={workdir}: {_reason(workdir, error)}") from None
+
+
+def _reason(workdir: pathlib.Path, error: OSError) -> str:
+  """What a disk or a store says, on one line."""
+  refusal = refusals.refusal(error) if places.is_remote(workdir) else None
+  return refusal or str(error.strerror or error)
 
 
 def _compared(fingerprint: dict) -> dict:
@@ -110,7 +116,7 @@ def read(workdir: pathlib.Path) -> tuple[Config, dict]:
   except (FileNotFoundError, NotADirectoryError):
     raise UserError(f"{workdir}: not a work directory, it has no {CONFIG}") from None
   except OSError as error:
-    raise UserError(f"{workdir / CONFIG}: {error.strerror or error}") from None
+    raise UserError(f"{workdir / CONFIG}: {_reason(workdir, error)}") from None
   except (KeyError, TypeError, ArithmeticError):
     raise UserError(f"{workdir / CONFIG}: is damaged") from None
 

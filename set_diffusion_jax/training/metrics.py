@@ -55,7 +55,7 @@ class MetricsWriter:
       old.unlink()
     events.mkdir(exist_ok=True)
     # Without tensorboardX's own thread, where a full disk would be noticed by nobody.
-    self._events = EventsWriter(str(events / "events"))
+    self._events = EventsWriter(str(events.absolute() / "events"))
     for row in kept:
       self._event(row)
     self._events.flush()

@@ -1,5 +1,6 @@
 """Training: the loop around the step."""
 
+import functools
 import pathlib
 import time
 
@@ -55,9 +56,10 @@ def train(
   run = processes.together(lambda: Run.build(config))
   processes.check_same({f"data.{k}": v for k, v in run.corpus.fingerprint.items()})
   evaluator = Evaluator(run.objective, run.corpus.validation, run.mesh)
+  told = functools.partial(_told, directory)
   identity = directory, config, run.corpus.fingerprint
-  processes.from_first(lambda: workdir.check(*identity))  # before the lease is written
-  if not processes.from_first(lambda: workdir.has_checkpoint(directory)):
+  told(workdir.check, *identity)  # before the lease is written
+  if not told(workdir.has_checkpoint, directory):
     current, weights_from, news = run.start()  # before anything is written
   first, owed, total = 0, False, config.train.steps
   batches = run.batches()
@@ -65,7 +67,7 @@ def train(
     directory / workdir.CHECKPOINTS, config.train.keep_latest, config.train.keep_best
   )
   with Preemption() as preemption, Home(directory, lease_timeout) as home:
-    processes.from_first(lambda: workdir.claim(*identity))
+    told(workdir.claim, *identity)
     found = checkpoints.restore_newest(run.abstract_state(), batches)
     if found is not None:
       first, current = found.step, found.state
@@ -102,6 +104,16 @@ def train(
         current, metrics = step_fn(current, batch)
         journal.add(step, metrics, waited)
         current = loop.after(step, current)
+
+
+def _told(directory: pathlib.Path, act, *arguments):
+  """What `act` returns in the first process; UserError for what a store refuses."""
+
+  def asked():
+    with refusals.explained(f"--workdir={directory}"):
+      return act(*arguments)
+
+  return processes.from_first(asked)
 
 
 def _facts(config: Config, directory: pathlib.Path) -> dict:
