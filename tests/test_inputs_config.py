@@ -485,6 +485,7 @@ DIT_CHANGES = [
   {"length": 2**21},
   {"length": True},
   {"label_smoothing": 0.1},
+  {"mdlm_loss_scale": "true"},
   {"quantization_config": {"bits": 8}},
   *({"mask_token_id": x} for x in (True, 63.0, -1, None)),
   {"eos_token_id": [61, 64]},

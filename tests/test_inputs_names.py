@@ -153,6 +153,19 @@ def test_links_out_of_a_directory(tmp_path, file):
   assert "must be a file" in refused(folder, tmp_path / "in" / "out2")
 
 
+def test_the_configuration_of_a_run_is_in_its_directory(tmp_path, converted):
+  run = tmp_path / "run"
+  shutil.copytree(converted, run)
+  (run / "config.json").rename(run / "kept")
+  (run / "config.json").symlink_to("kept")
+  read_weights(run)
+  (run / "kept").rename(tmp_path / "outside")
+  (run / "config.json").unlink()
+  (run / "config.json").symlink_to("../outside")
+  with pytest.raises(UserError, match="config.json: is a symbolic link out of the"):
+    read_weights(run)
+
+
 def test_a_snapshot_of_a_cache(tmp_path):
   """models--X/snapshots/REVISION/file -> ../../blobs/HASH"""
   model = tmp_path / "hub" / "models--someone--model"

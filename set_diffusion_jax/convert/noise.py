@@ -37,6 +37,7 @@ def read_method(fields: Fields, family: str, length: int, notes: list[str]) -> d
     fields.only({"block_size": (length,), "eval_block_size": (length,)})
     if kind != "StaggeredNoise":
       noise.wrong("_target_", "StaggeredNoise for SetDLM")
+    fields("mdlm_loss_scale", bool, False)  # of levels, which this noise has none of
     method.update(_position_offset(noise, length))
     method["eos_last"] = fields("setdlm_eos_last_in_target_order", bool, False)
     if fields("inefficient_training", bool, False):

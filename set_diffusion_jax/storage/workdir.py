@@ -6,7 +6,7 @@ import pathlib
 from set_diffusion_jax.config import Config
 from set_diffusion_jax.data.pipeline import FIGURES
 from set_diffusion_jax.errors import UserError
-from set_diffusion_jax.inputs.names import step_number
+from set_diffusion_jax.inputs.names import check_link, step_number
 from set_diffusion_jax.inputs.records import parse_json
 from set_diffusion_jax.storage import lease, places, refusals, steps
 
@@ -122,8 +122,14 @@ def read(workdir: pathlib.Path) -> tuple[Config, dict]:
 
 
 def _stored(workdir: pathlib.Path) -> dict:
-  """What a run's configuration file holds; UserError if that is no JSON object."""
-  stored = parse_json(places.read_bytes(workdir / CONFIG), str(workdir / CONFIG))
+  """What a run's configuration file holds; UserError if that is no JSON object.
+
+  On a disk it may be a link to a file of the same directory only.
+  """
+  file = workdir / CONFIG
+  if not places.is_remote(workdir):
+    check_link(file, workdir)
+  stored = parse_json(places.read_bytes(file), str(file))
   if not isinstance(stored, dict):
     raise UserError(f"{workdir / CONFIG}: is damaged")
   return stored

@@ -222,6 +222,8 @@ def linked(rng, home, box) -> Case:
   arguments, writes, right = sources.verb(rng, box, source, orbax, lambda: None)
   # What is no more than left out: `inspect` reads no values, and few need this file.
   unread = arguments[0] == "inspect" and file is not None and "state" in file.parts
+  # Of a work directory `inspect` looks at the step alone.
+  unread |= arguments[0] == "inspect" and orbax and file.name == "config.json"
   optional = file is not None and file.name == "tokenizer_config.json"
   if unread or (optional and "leads out" not in what and "secret" not in what):
     right = None
