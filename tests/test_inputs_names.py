@@ -162,7 +162,7 @@ def test_the_configuration_of_a_run_is_in_its_directory(tmp_path, converted):
   (run / "kept").rename(tmp_path / "outside")
   (run / "config.json").unlink()
   (run / "config.json").symlink_to("../outside")
-  with pytest.raises(UserError, match="config.json: is a symbolic link out of the"):
+  with pytest.raises(UserError, match=r"config\.json: is a symbolic link out of the"):
     read_weights(run)
 
 
