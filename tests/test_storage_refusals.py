@@ -78,7 +78,7 @@ def refusing():
   ("code", "says"),
   [
     (401, "does not know these credentials (401): gcloud auth application-default"),
-    (403, "may not do this (403): give them the role"),
+    (403, "may not do this (403): the role objectViewer reads"),
     (400, "the store answered no, 400"),
   ],
 )

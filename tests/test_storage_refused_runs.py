@@ -51,8 +51,8 @@ def test_a_folder_that_may_not_be_read_or_written(tmp_path, method):
   with buckets.judged(judge), pytest.raises(UserError) as caught:
     train(c, target)
   assert str(caught.value) == (
-    f"--workdir={target}: these credentials may not do this (403): give them the role "
-    "objectAdmin"
+    f"--workdir={target}: these credentials may not do this (403): the role "
+    "objectViewer reads, objectAdmin writes"
   )
 
 

@@ -83,7 +83,8 @@ def refusal(error: BaseException) -> str | None:
     return f"the store does not know these credentials (401): {login}"
   denied = isinstance(error, OSError) and text.startswith("Forbidden")
   if code == "403" or denied or "PERMISSION_DENIED" in text:
-    return "these credentials may not do this (403): give them the role objectAdmin"
+    roles = "the role objectViewer reads, objectAdmin writes"
+    return f"these credentials may not do this (403): {roles}"
   if "HttpError" in kinds:
     return f"the store answered {text.splitlines()[0][:160] if text else code}"
   if _unreachable(error):
