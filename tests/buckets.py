@@ -3,12 +3,14 @@
 import atexit
 import contextlib
 import functools
+import http.server
 import importlib.util
 import json
 import os
 import pathlib
 import socket
 import subprocess
+import threading
 import time
 import urllib.request
 import uuid
@@ -95,3 +97,30 @@ def copy(source, target, *parts: str) -> None:
   for part in parts or ("",):
     for name in store.find(f"{source}/{part}".rstrip("/")):
       store.cp_file(name, f"{target}/{name.removeprefix(str(source)[5:] + '/')}")
+
+
+@contextlib.contextmanager
+def answering(code: int, **error):
+  """The address of a server that answers every request with a code.
+
+  Args:
+    code: of HTTP.
+    error: what else the answer says of it, beside the code and a message.
+  """
+  content = json.dumps({"error": {"code": code, "message": "no", **error}}).encode()
+
+  class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+      self.send_response(code)
+      self.send_header("Content-Type", "application/json")
+      self.send_header("Content-Length", str(len(content)))
+      self.end_headers()
+      self.wfile.write(content)
+
+    def log_message(self, *arguments):
+      pass
+
+  with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as refusing:
+    threading.Thread(target=refusing.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{refusing.server_port}"
+    refusing.shutdown()

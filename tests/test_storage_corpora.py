@@ -2,7 +2,7 @@
 
 import collections
 import dataclasses
-import http.server
+import functools
 import json
 import os
 import pathlib
@@ -21,7 +21,7 @@ from set_diffusion_jax.data import records
 from set_diffusion_jax.errors import UserError
 from set_diffusion_jax.storage import folders, places
 from set_diffusion_jax.training.train import train
-from tests import buckets, fault_proxy, jobs, tiny
+from tests import buckets, fault_proxy, jobs, one_line, tiny
 from tests.test_storage_runs import rows
 from tests.test_train import assert_identical, config, final
 
@@ -69,13 +69,7 @@ def copied(disk):
   return dataclasses.replace(disk, directory=str(target)), target
 
 
-def refused(act, *words):
-  with pytest.raises(UserError) as error:
-    act()
-  message = str(error.value)
-  assert message.isprintable() and len(message) < 300, message
-  for word in words:
-    assert word in message, message
+refused = functools.partial(one_line.refused, most=300)
 
 
 def batches(corpus, count=9):
@@ -211,24 +205,8 @@ def test_a_shard_that_goes_away_is_not_called_damaged(both, tmp_path, kind, says
 @pytest.fixture
 def refusing():
   """The address of a server that answers every request with 403."""
-
-  class Handler(http.server.BaseHTTPRequestHandler):
-    def do_GET(self):
-      error = {"code": 403, "message": "no", "errors": [{"reason": "forbidden"}]}
-      content = json.dumps({"error": error}).encode()
-      self.send_response(403)
-      self.send_header("Content-Type", "application/json")
-      self.send_header("Content-Length", str(len(content)))
-      self.end_headers()
-      self.wfile.write(content)
-
-    def log_message(self, *arguments):
-      pass
-
-  with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
+  with buckets.answering(403, errors=[{"reason": "forbidden"}]) as address:
+    yield address
 
 
 @pytest.mark.parametrize("fault", fault_proxy.FAULTS)

@@ -13,6 +13,7 @@ from set_diffusion_jax.errors import UserError
 from set_diffusion_jax.storage import hub_datasets
 from tests import tiny
 from tests.hub_server import GONE, TOKEN, Repository, pointed_to
+from tests.one_line import refused
 
 hub = pytest.importorskip("huggingface_hub", reason="huggingface_hub")
 
@@ -46,15 +47,6 @@ def published(server, files=FILES, name="org/texts", **kind):
 def of(train, validation=None, **changes):
   given = {"source": "jsonl", "train_path": train, "validation_path": validation}
   return DataConfig(**given, length=16, **changes)
-
-
-def refused(act, *words):
-  with pytest.raises(UserError) as error:
-    act()
-  message = str(error.value)
-  assert message.isprintable() and len(message) < 400, message
-  for word in words:
-    assert word in message, message
 
 
 def prepared(config, folder):

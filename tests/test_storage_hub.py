@@ -20,6 +20,7 @@ from tests import jobs, tiny
 from tests.convert_files import torch_bytes
 from tests.golden import Golden
 from tests.hub_server import GONE, TOKEN, Repository, pointed_to
+from tests.one_line import refused
 from tests.test_convert import reference, stored, train_state
 from tests.test_inputs_tokenizers import added, file
 
@@ -58,16 +59,6 @@ def published(server, folder, name="org/model", extra=None, **kind):
   """A repository with the files of a folder; and its commit."""
   server.repositories[name] = repository = Repository(**kind)
   return repository, repository.commit(files_of(folder) | (extra or {}))
-
-
-def refused(act, *words):
-  with pytest.raises(UserError) as error:
-    act()
-  message = str(error.value)
-  assert message.isprintable() and len(message) < 400, message
-  for word in words:
-    assert word in message, message
-  return message
 
 
 def test_a_repository_is_read_as_its_directory_is(server, both, tmp_path):

@@ -1,11 +1,8 @@
 """What a store refuses is one line, before anything else is done."""
 
-import http.server
-import json
 import os
 import subprocess
 import sys
-import threading
 
 import pytest
 
@@ -45,35 +42,6 @@ def said(address, *words):
   return done.stdout.strip()
 
 
-@pytest.fixture
-def refusing():
-  """The address of a server that answers every request with a code."""
-  servers = []
-
-  def start(code):
-    class Handler(http.server.BaseHTTPRequestHandler):
-      def do_GET(self):
-        content = json.dumps({"error": {"code": code, "message": "no"}}).encode()
-        self.send_response(code)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
-
-      def log_message(self, *arguments):
-        pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    servers.append(server)
-    return f"http://127.0.0.1:{server.server_port}"
-
-  yield start
-  for server in servers:
-    server.shutdown()
-    server.server_close()
-
-
 @pytest.mark.parametrize(
   ("code", "says"),
   [
@@ -82,8 +50,9 @@ def refusing():
     (400, "the store answered no, 400"),
   ],
 )
-def test_a_refused_request(refusing, code, says):
-  line = said(refusing(code))
+def test_a_refused_request(code, says):
+  with buckets.answering(code) as address:
+    line = said(address)
   assert line.startswith("--workdir=gs://runs/x: ") and says in line
 
 
