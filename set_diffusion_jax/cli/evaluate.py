@@ -8,11 +8,10 @@ from collections.abc import Iterator, Sequence
 
 from set_diffusion_jax import processes
 from set_diffusion_jax.cli.configuration import checked, load_model, with_options
-from set_diffusion_jax.cli.files import check_output, show, write, write_text
+from set_diffusion_jax.cli.files import check_output, is_file, show, write, write_text
 from set_diffusion_jax.config import Config, DataConfig
 from set_diffusion_jax.data.zero_shot import zero_shot_data, zero_shot_names
 from set_diffusion_jax.errors import UserError
-from set_diffusion_jax.inputs import paths
 from set_diffusion_jax.inputs.records import parse_json
 
 
@@ -82,15 +81,10 @@ def _of_corpus(output: pathlib.Path | None, name: str) -> pathlib.Path | None:
 
   None where there is none: with no output, or one that is no file of its own.
   """
-  if output is None or not _is_file(output):
+  if output is None or not is_file(output):
     return None
   stem = output.name.removesuffix(".json")
   return output.with_name(f"{stem}.{name}.json")
-
-
-def _is_file(output: pathlib.Path) -> bool:
-  """Whether an output is, or becomes, a file: it can be read again later on."""
-  return not paths.is_special(output) and paths.descriptor(output) is None
 
 
 def _check_by(arguments: argparse.Namespace) -> None:
@@ -113,7 +107,7 @@ def _check_by_output(arguments: argparse.Namespace, read: Sequence) -> None:
     return
   check_output(output, "--by-output", read)
   whole = arguments.output
-  if whole is not None and _is_file(output) and whole.resolve() == output.resolve():
+  if whole is not None and is_file(output) and whole.resolve() == output.resolve():
     raise UserError(f"--by-output={output}: must be another file than --output")
 
 
@@ -146,7 +140,7 @@ def _likelihood(
 
   def open_partial() -> list:
     nonlocal partial
-    if output is not None and _is_file(output):
+    if output is not None and is_file(output):
       what = {**identity, "by": by}
       figures = SUMS if by is None else SUMS + 2 * model.config.data.length
       partial = PartialResults(output, what, evaluator.total, figures)
@@ -205,7 +199,7 @@ def _finished(output: pathlib.Path | None, identity: dict) -> dict | None:
   """The figures of a file that holds just this evaluation; None if it does not."""
   try:
     figures = None
-    if output is not None and _is_file(output):
+    if output is not None and is_file(output):
       figures = parse_json(output.read_bytes(), str(output))
   except (OSError, UserError):
     return None

@@ -97,6 +97,11 @@ def check_folder(path: pathlib.Path, option: str) -> None:
     raise UserError(f"{option}={path}: {there} is no directory that can be written")
 
 
+def is_file(output: pathlib.Path) -> bool:
+  """Whether an output is, or becomes, a file: it can be read again later on."""
+  return not paths.is_special(output) and paths.descriptor(output) is None
+
+
 def _is_open_or_special(path: pathlib.Path) -> bool:
   """Whether a path is an open file, a device or a pipe, which can be written.
 

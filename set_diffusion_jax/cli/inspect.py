@@ -4,11 +4,11 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from set_diffusion_jax.cli.files import check_output, show, write
+from set_diffusion_jax.cli.files import check_output, is_file, show, write
 from set_diffusion_jax.config import Config
 from set_diffusion_jax.config.files import config_file, read_config
 from set_diffusion_jax.errors import UserError
-from set_diffusion_jax.inputs.paths import content, descriptor, is_special
+from set_diffusion_jax.inputs.paths import content
 from set_diffusion_jax.inputs.records import parse_json
 
 
@@ -103,8 +103,7 @@ def _inspect_mask(arguments: argparse.Namespace, configuration: Sequence[str]) -
     show("\n\n".join(f"{title}\n{masks.terminal(i)}" for title, i in panels))
     return
   check_output(arguments.output, inputs=[config_file(configuration)])
-  plain = not is_special(arguments.output) and descriptor(arguments.output) is None
-  if plain and arguments.output.suffix != ".png":
+  if is_file(arguments.output) and arguments.output.suffix != ".png":
     raise UserError(f"--output={arguments.output}: must end in .png")
   try:
     masks.save(panels, arguments.output)

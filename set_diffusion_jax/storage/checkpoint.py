@@ -204,8 +204,7 @@ class Checkpoints:
     """Moves steps out of the folder; what is to be said about it."""
     news, aside = [], self.folder.parent / "damaged"
     for step, line in damaged.items():
-      if not places.is_remote(aside):
-        aside.mkdir(exist_ok=True)
+      places.make_folder(aside)
       number = sum(name.startswith(f"{step}") for name in places.names(aside))
       target = aside / (f"{step}.{number}" if number else f"{step}")
       folders.move(self.folder / str(step), target)

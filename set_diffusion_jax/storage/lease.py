@@ -58,13 +58,9 @@ class Lease:
     Raises:
       UserError: another run has it, or the directory cannot be written.
     """
-    remote = places.is_remote(self._workdir)
-    if not remote and self._workdir.exists() and not self._workdir.is_dir():
-      raise UserError(f"--workdir={self._workdir}: must be a directory, is a file")
     try:
       with refusals.explained(f"--workdir={self._workdir}"):
-        if not remote:
-          self._folder.mkdir(parents=True, exist_ok=True)
+        places.make_folder(self._folder)
         return self._take()
     except OSError as error:
       raise UserError(f"--workdir={self._workdir}: {error.strerror or error}") from None

@@ -16,7 +16,7 @@ from etils import epath
 from set_diffusion_jax.errors import UserError
 from set_diffusion_jax.inputs import paths
 from set_diffusion_jax.storage import disk
-from set_diffusion_jax.storage.refusals import explained
+from set_diffusion_jax.storage.refusals import PACKAGE, explained
 
 ANSWERS_WITHIN = 10.0  # seconds, a store that is asked for the first time
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
@@ -106,8 +106,7 @@ def store():
 
     return fsspec.filesystem("gcs")
   except ImportError:
-    wanted = "pip install 'set_diffusion_jax[gcs]'"
-    raise UserError(f"gs:// needs a package that is not installed: {wanted}") from None
+    raise UserError(PACKAGE) from None
 
 
 def absolute(place: pathlib.Path) -> pathlib.Path:
@@ -153,6 +152,12 @@ def _create_in_bucket(url: str, content: bytes) -> bool:
     except FileNotFoundError:  # removed meanwhile
       return False
   return True
+
+
+def make_folder(folder: pathlib.Path) -> None:
+  """Makes a folder, and those that it is in, on a disk; a bucket has none."""
+  if not is_remote(folder):
+    folder.mkdir(parents=True, exist_ok=True)
 
 
 def exists(place: pathlib.Path) -> bool:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 from set_diffusion_jax.errors import DiskError, StoreError, UserError
 
+PACKAGE = "gs:// needs a package: pip install 'set_diffusion_jax[gcs]'"
 # Too many requests, or a service that is unwell: the same request may be taken later.
 _PASSING = {"408", "429", *map(str, range(500, 505))}
 
@@ -74,7 +75,7 @@ def refusal(error: BaseException) -> str | None:
   kinds = {kind.__name__ for kind in type(error).__mro__}
   text = str(error)
   if isinstance(error, ImportError) and "gcsfs" in text:
-    return "gs:// needs a package: pip install 'set_diffusion_jax[gcs]'"
+    return PACKAGE
   code = str(getattr(error, "code", ""))
   login = "gcloud auth application-default login, or a service account"
   if "GoogleAuthError" in kinds:

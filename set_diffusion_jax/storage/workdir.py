@@ -48,8 +48,7 @@ def claim(workdir: pathlib.Path, config: Config, fingerprint: dict) -> None:
   text = json.dumps({"config": config.to_dict(), "data": fingerprint}, indent=2) + "\n"
   there = check(workdir, config, fingerprint)
   try:
-    if not places.is_remote(workdir):  # a bucket has no folders
-      workdir.mkdir(parents=True, exist_ok=True)
+    places.make_folder(workdir)
     if not there and places.create(path, text):
       return
     if not there:  # others were faster
