@@ -22,10 +22,6 @@ from set_diffusion_jax.errors import UserError
 VERBS = ("train", "evaluate")
 # Options whose files are needed before or after the machines are there.
 _KEPT = ("--workdir", "--checkpoint", "--output", "--by-output")
-PREEMPTED = 42  # saved and stopped: start again, as often as it takes
-# Did not reach the others or the bucket, aborted, killed: a host or a process died.
-# Start again, so many times. Whatever else a process ends with would happen again.
-CRASHED = (5, 134, 137)
 
 
 class Launcher(argparse.ArgumentParser):

@@ -15,6 +15,7 @@ import sys
 
 import yaml
 
+from set_diffusion_jax.jobs import outcomes
 from set_diffusion_jax.launch import command as shared
 from set_diffusion_jax.plan import Topology
 
@@ -80,9 +81,9 @@ def pod_rules() -> list[dict]:
   }
   lost = {"type": "DisruptionTarget", "status": "True"}
   return [
-    ended("In", [shared.PREEMPTED]),
+    ended("In", outcomes.FREE),
     {"action": "FailJob", "onPodConditions": [lost]},
-    ended("NotIn", [*shared.CRASHED, shared.PREEMPTED]),
+    ended("In", [code for code in outcomes.FINAL if code]),  # it ends well by itself
   ]
 
 

@@ -4,8 +4,8 @@
   python launch/local.py --processes=4 --devices=2 -- train --config=... --workdir=...
 
 Exit code 42 of a process (stopped by SIGTERM, after saving) starts all of them again;
-so do 5, 134 and 137 (no meeting or no bucket, aborted, killed), but only --restarts
-times. Anything else ends it, with that code. SIGTERM or Ctrl-C to this program lets the
+so does any other that is not final, but only --restarts times. 0, 2, 3, 4 and 130 end
+it, with that code. SIGTERM or Ctrl-C to this program lets the
 run save, and ends with 42.
 """
 
@@ -19,6 +19,7 @@ import sys
 import threading
 import time
 
+from set_diffusion_jax.jobs import outcomes
 from set_diffusion_jax.launch import command as shared
 
 GRACE = 20.0  # seconds that processes have to end when one of them has ended badly
@@ -88,10 +89,10 @@ class Job:
         deadline = None
         continue
       codes.append(code)
-      if code not in (0, shared.PREEMPTED) and deadline is None:
+      if code not in (0, outcomes.PREEMPTED) and deadline is None:
         say(f"process {index} ended with {code}")
         deadline = time.monotonic() + GRACE
-    bad = [code for code in codes if code not in (0, shared.PREEMPTED)]
+    bad = [code for code in codes if code not in (0, outcomes.PREEMPTED)]
     return bad[0] if bad else max(codes)
 
   def signal(self, number: int) -> None:
@@ -131,14 +132,14 @@ def supervise(
     code = job.result()
     if stopped.is_set():
       return code
-    if code == shared.PREEMPTED:
+    if outcomes.then(code) == "free":
       say("stopped after saving; starting again")
-    elif code in shared.CRASHED and restarts > 0:
+    elif outcomes.then(code) == "counted" and restarts > 0:
       restarts -= 1
       say(f"starting again; {restarts} restarts are left")
     else:
       return code
-  return shared.PREEMPTED
+  return outcomes.PREEMPTED
 
 
 def main() -> int:

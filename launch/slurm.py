@@ -11,6 +11,7 @@ After a crash it is, too, --restarts times. All nodes must see the work director
 import shlex
 import sys
 
+from set_diffusion_jax.jobs import outcomes
 from set_diffusion_jax.launch import command as shared
 
 SCRIPT = """\
@@ -19,8 +20,9 @@ SCRIPT = """\
 srun --kill-on-bad-exit=1 {program}
 code=$?
 case $code in
-  {preempted}) scontrol requeue "$SLURM_JOB_ID" ;;
-  {crashed})
+  {final}) ;;
+  {free}) scontrol requeue "$SLURM_JOB_ID" ;;
+  *)
     crashes="{name}-$SLURM_JOB_ID.crashes"
     echo "$code" >> "$crashes"
     [ "$(wc -l < "$crashes")" -le {restarts} ] && scontrol requeue "$SLURM_JOB_ID" ;;
@@ -48,8 +50,8 @@ def script(options, command: list[str]) -> str:
     options="\n".join(f"#SBATCH {shlex.quote(option)}" for option in given),
     program=shlex.join([options.python, "-m", "set_diffusion_jax", *command]),
     name=options.name,
-    preempted=shared.PREEMPTED,
-    crashed="|".join(map(str, shared.CRASHED)),
+    final="|".join(map(str, outcomes.FINAL)),
+    free="|".join(map(str, outcomes.FREE)),
     restarts=options.restarts,
   )
 

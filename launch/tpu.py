@@ -12,6 +12,7 @@ Where a run saved and stopped (42) it starts again, after a crash --restarts tim
 import shlex
 import sys
 
+from set_diffusion_jax.jobs import outcomes
 from set_diffusion_jax.launch import command as shared
 from set_diffusion_jax.plan import Topology
 
@@ -29,9 +30,9 @@ while true; do
   {docker}
   code=$?
   case $code in
-    {preempted}) ;;
-    {crashed}) left=$((left - 1)); [ $left -ge 0 ] || exit $code ;;
-    *) exit $code ;;
+    {final}) exit $code ;;
+    {free}) ;;
+    *) left=$((left - 1)); [ $left -ge 0 ] || exit $code ;;
   esac
 done
 """
@@ -51,8 +52,8 @@ def startup(options, command: list[str]) -> str:
     registry=shlex.quote(options.image.split("/")[0]),
     restarts=options.restarts,
     docker=shlex.join(docker),
-    preempted=shared.PREEMPTED,
-    crashed="|".join(map(str, shared.CRASHED)),
+    final="|".join(map(str, outcomes.FINAL)),
+    free="|".join(map(str, outcomes.FREE)),
   )
 
 

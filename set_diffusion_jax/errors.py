@@ -20,9 +20,6 @@ class DiskError(UserError):
   """
 
 
-UNREACHABLE = 5  # exit code: the processes did not meet, or a store is away
-
-
 class StoreError(Exception):
   """A store cannot be reached, or is busy, while a command writes there: exit code 5.
 

@@ -6,10 +6,11 @@ import jax
 import pytest
 from jax.experimental import multihost_utils
 
-from set_diffusion_jax import cluster, processes, sharding
+from set_diffusion_jax import sharding
 from set_diffusion_jax.config import MeshConfig
 from set_diffusion_jax.errors import UserError
 from set_diffusion_jax.hardware.chips import peak_flops
+from set_diffusion_jax.jobs import cluster, processes
 from set_diffusion_jax.training.throughput import Trace
 from tests import jobs
 
@@ -95,7 +96,8 @@ def test_wrong_coordinates(joined, monkeypatch, environment, flags, words):
 def test_jax_reads_what_gke_injects(tmp_path, slices):
   """Two hosts of one slice, or one of each of two, met through jax's own detection."""
   code = (
-    "import jax; from set_diffusion_jax import cluster, processes; cluster.start();"
+    "import jax; from set_diffusion_jax.jobs import cluster, processes;"
+    "cluster.start();"
     "print(jax.process_count(), processes.gather(jax.process_index()))"
   )
   started, port = [], str(jobs.free_port())

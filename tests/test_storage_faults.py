@@ -7,8 +7,8 @@ import pathlib
 import orbax.checkpoint as ocp
 import pytest
 
-from set_diffusion_jax import processes
 from set_diffusion_jax.errors import UserError
+from set_diffusion_jax.jobs import processes
 from set_diffusion_jax.storage import faults
 from set_diffusion_jax.storage.checkpoint import Checkpoints
 from set_diffusion_jax.storage.faults import retried, unread

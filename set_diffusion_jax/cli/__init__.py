@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 import jax
 
-from set_diffusion_jax import cluster, numerics, processes, sharding
+from set_diffusion_jax import numerics, sharding
 from set_diffusion_jax.cli.evaluate import evaluate
 from set_diffusion_jax.cli.files import check_folder, check_output, drop_output
 from set_diffusion_jax.cli.generate import infill, sample
@@ -21,7 +21,6 @@ from set_diffusion_jax.cli.plan import plan
 from set_diffusion_jax.cli.prepare import prepare
 from set_diffusion_jax.config.files import read_config
 from set_diffusion_jax.errors import (
-  UNREACHABLE,
   DiskError,
   NonFiniteError,
   Preempted,
@@ -30,7 +29,7 @@ from set_diffusion_jax.errors import (
   disk_reason,
 )
 from set_diffusion_jax.inputs import terminal
-from set_diffusion_jax.preemption import EXIT_CODE
+from set_diffusion_jax.jobs import cluster, outcomes, processes
 from set_diffusion_jax.storage.refusals import refusal
 
 __all__ = ["guarded", "main", "quiet", "read_config"]
@@ -76,7 +75,8 @@ def guarded(act: Callable[[], int]) -> int:
     return code
   except (UserError, StoreError) as error:
     print(f"error: {terminal.line(str(error))}", file=sys.stderr)
-    code = UNREACHABLE if isinstance(error, StoreError) else 2
+    away = isinstance(error, StoreError)
+    code = outcomes.UNREACHABLE if away else outcomes.MISTAKE
     alone = isinstance(error, DiskError | StoreError)
     if alone and jax.distributed.is_initialized():
       sys.stderr.flush()
@@ -84,10 +84,10 @@ def guarded(act: Callable[[], int]) -> int:
     return code
   except NonFiniteError as error:
     print(f"error: {error}; the last checkpoint is from before", file=sys.stderr)
-    return 4
+    return outcomes.DIVERGED
   except Preempted as stop:
     print(f"{stop}; the same command continues", file=sys.stderr)
-    return EXIT_CODE
+    return outcomes.PREEMPTED
   except BrokenPipeError:  # a reader such as `head` has seen enough
     drop_output()
   except OSError as error:
@@ -96,10 +96,10 @@ def guarded(act: Callable[[], int]) -> int:
       raise
     where = terminal.line(f"{error.filename or 'standard output'}")
     print(f"error: {where}: {reason}", file=sys.stderr)
-    return 2
+    return outcomes.MISTAKE
   except KeyboardInterrupt:
     print("interrupted; the same command continues", file=sys.stderr)
-    return 130
+    return outcomes.INTERRUPTED
   except Exception:
     if not jax.distributed.is_initialized():
       raise
@@ -107,7 +107,7 @@ def guarded(act: Callable[[], int]) -> int:
     traceback.print_exc()
     sys.stderr.flush()
     os._exit(1)
-  return 0
+  return outcomes.DONE
 
 
 def _run(argv: list[str]) -> int:

@@ -6,13 +6,13 @@ import json
 import pathlib
 from collections.abc import Iterator, Sequence
 
-from set_diffusion_jax import processes
 from set_diffusion_jax.cli.configuration import checked, load_model, with_options
 from set_diffusion_jax.cli.files import check_output, is_file, show, write, write_text
 from set_diffusion_jax.config import Config, DataConfig
 from set_diffusion_jax.data.zero_shot import zero_shot_data, zero_shot_names
 from set_diffusion_jax.errors import UserError
 from set_diffusion_jax.inputs.records import parse_json
+from set_diffusion_jax.jobs import processes
 
 
 def evaluate(arguments: argparse.Namespace, changes: Sequence[str]) -> None:

@@ -8,8 +8,7 @@ from set_diffusion_jax.config import Config
 from set_diffusion_jax.config.files import config_file, read_config
 from set_diffusion_jax.data import Vocabulary, load_tokenizer
 from set_diffusion_jax.errors import UserError
-
-FITS, DOES_NOT_FIT = 0, 3
+from set_diffusion_jax.jobs import outcomes
 
 
 def plan(arguments: argparse.Namespace, configuration: Sequence[str]) -> int:
@@ -27,7 +26,7 @@ def plan(arguments: argparse.Namespace, configuration: Sequence[str]) -> int:
   found = make_plan(config, topology, vocabulary)
   write(arguments.json, {**found.to_dict(), "config": config.to_dict()}, "--json")
   show(found.text())
-  return FITS if found.fits else DOES_NOT_FIT
+  return outcomes.DONE if found.fits else outcomes.MISFIT
 
 
 def _vocabulary(config: Config, size: int | None) -> Vocabulary:

@@ -18,9 +18,10 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
-from set_diffusion_jax import processes
 from set_diffusion_jax.errors import NonFiniteError, Preempted, UserError
 from set_diffusion_jax.inputs.paths import Opened
+from set_diffusion_jax.jobs import processes
+from set_diffusion_jax.jobs.phases import here
 from set_diffusion_jax.storage import folders, places, refusals, steps
 from set_diffusion_jax.storage.checksums import checksums
 from set_diffusion_jax.storage.saved import (
@@ -99,8 +100,9 @@ class Checkpoints:
     # What ends only this process must not wait for a save that others take part in.
     agreed = kind is None or issubclass(kind, Preempted | NonFiniteError)
     if self._manager is not None and (agreed or jax.process_count() == 1):
-      self._manager.wait_until_finished()
-      self._manager.close()
+      with here.phase("save"):
+        self._manager.wait_until_finished()
+        self._manager.close()
 
   @property
   def steps(self) -> list[int]:

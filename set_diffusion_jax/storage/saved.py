@@ -8,11 +8,11 @@ from typing import TypeVar
 import jax
 from etils import epath
 
-from set_diffusion_jax import processes
 from set_diffusion_jax.errors import UserError
 from set_diffusion_jax.inputs.names import part, shown
 from set_diffusion_jax.inputs.paths import Opened
 from set_diffusion_jax.inputs.records import parse_json
+from set_diffusion_jax.jobs import processes
 from set_diffusion_jax.storage import event_loops, places, refusals
 from set_diffusion_jax.storage.checksums import checksums
 from set_diffusion_jax.storage.faults import retried, unread

@@ -3,8 +3,8 @@
 import pathlib
 import time
 
-from set_diffusion_jax import processes
 from set_diffusion_jax.errors import UserError
+from set_diffusion_jax.jobs import processes
 from set_diffusion_jax.storage.lease import TIMEOUT, Lease, holds
 
 SHOWS_AFTER = 30.0  # seconds until what one host has written shows on all others

@@ -2,10 +2,11 @@
 
 import time
 
-from set_diffusion_jax import processes
 from set_diffusion_jax.errors import Preempted
 from set_diffusion_jax.evaluate import Evaluator
-from set_diffusion_jax.preemption import Preemption
+from set_diffusion_jax.jobs import processes
+from set_diffusion_jax.jobs.phases import here
+from set_diffusion_jax.jobs.preemption import Preemption
 from set_diffusion_jax.storage.checkpoint import Checkpoints
 from set_diffusion_jax.training.home import Home
 from set_diffusion_jax.training.reporting import Journal
@@ -46,10 +47,11 @@ class Loop:
   def evaluate(self, step: int, current: TrainState) -> tuple[TrainState, float]:
     """The state with what an evaluation changes in it, and nats per token."""
     self._journal.flush()
-    quality, clip = self._evaluator.run(current.ema)
-    if clip is not None:
-      current = current.replace(clip=self._run.put_clip(clip))
-    self._journal.evaluation(step, quality, clip)
+    with here.phase("evaluation"):
+      quality, clip = self._evaluator.run(current.ema)
+      if clip is not None:
+        current = current.replace(clip=self._run.put_clip(clip))
+      self._journal.evaluation(step, quality, clip)
     return current, quality.nats_per_token
 
   def after(self, step: int, current: TrainState) -> TrainState:
@@ -82,7 +84,8 @@ class Loop:
     self._journal.publish()  # a state with a non-finite history is never saved
     self._home.check()
     meta = self._run.meta(current, self._weights_from, owed)
-    self._checkpoints.save(step, current, self._batches, meta, nats)
+    with here.phase("save"):
+      self._checkpoints.save(step, current, self._batches, meta, nats)
     self._saved = time.monotonic()
 
 

@@ -5,10 +5,10 @@ import time
 import jax
 import numpy as np
 
-from set_diffusion_jax import processes
 from set_diffusion_jax.errors import NonFiniteError
 from set_diffusion_jax.evaluate import Clip, Likelihood
 from set_diffusion_jax.hardware.chips import peak_flops
+from set_diffusion_jax.jobs import processes
 from set_diffusion_jax.training import state
 from set_diffusion_jax.training.metrics import MetricsWriter, Progress
 from set_diffusion_jax.training.step import Program

@@ -6,11 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from set_diffusion_jax import data, processes, sharding
+from set_diffusion_jax import data, sharding
 from set_diffusion_jax.config import Config
 from set_diffusion_jax.diffusion import order
 from set_diffusion_jax.diffusion.corruption import Batch
 from set_diffusion_jax.evaluate import Clip
+from set_diffusion_jax.jobs import processes
 from set_diffusion_jax.training.state import TrainState
 from set_diffusion_jax.training.step import Program, make_mesh
 from set_diffusion_jax.version import versions

@@ -4,12 +4,14 @@ import functools
 import pathlib
 import time
 
-from set_diffusion_jax import data, processes
+from set_diffusion_jax import data
 from set_diffusion_jax.config import Config
 from set_diffusion_jax.errors import disk_told
 from set_diffusion_jax.evaluate import Evaluator
+from set_diffusion_jax.jobs import processes
+from set_diffusion_jax.jobs.phases import here
+from set_diffusion_jax.jobs.preemption import Preemption
 from set_diffusion_jax.numerics import settled
-from set_diffusion_jax.preemption import Preemption
 from set_diffusion_jax.storage import places, refusals, workdir
 from set_diffusion_jax.storage.checkpoint import Checkpoints
 from set_diffusion_jax.storage.lease import TIMEOUT
@@ -53,14 +55,16 @@ def train(
   """
   processes.check_same(_facts(config, directory))
   processes.from_first(lambda: places.reach(directory, "--workdir"))
-  run = processes.together(lambda: Run.build(config))
-  processes.check_same({f"data.{k}": v for k, v in run.corpus.fingerprint.items()})
+  with here.phase("data"):
+    run = processes.together(lambda: Run.build(config))
+    processes.check_same({f"data.{k}": v for k, v in run.corpus.fingerprint.items()})
   evaluator = Evaluator(run.objective, run.corpus.validation, run.mesh)
   told = functools.partial(_told, directory)
   identity = directory, config, run.corpus.fingerprint
   told(workdir.check, *identity)  # before the lease is written
   if not told(workdir.has_checkpoint, directory):
-    current, weights_from, news = run.start()  # before anything is written
+    with here.phase("init"):
+      current, weights_from, news = run.start()  # before anything is written
   first, owed, total = 0, False, config.train.steps
   batches = run.batches()
   checkpoints = Checkpoints(
@@ -68,7 +72,8 @@ def train(
   )
   with Preemption() as preemption, Home(directory, lease_timeout) as home:
     told(workdir.claim, *identity)
-    found = checkpoints.restore_newest(run.abstract_state(), batches)
+    with here.phase("restore"):
+      found = checkpoints.restore_newest(run.abstract_state(), batches)
     if found is not None:
       first, current = found.step, found.state
       weights_from, owed = found.meta["weights_from"], found.meta["evaluation_owed"]
@@ -95,15 +100,18 @@ def train(
       )
       if owed:
         current, _ = loop.evaluate(first, current)
-      step_fn = run.compiled_step() if first < total else None
+      with here.phase("compile"):
+        step_fn = run.compiled_step() if first < total else None
       for step in range(first + 1, total + 1):
-        trace.before(step, journal.pending)
-        began = time.perf_counter()
-        batch = run.put(next(batches))
-        waited = time.perf_counter() - began
-        current, metrics = step_fn(current, batch)
-        journal.add(step, metrics, waited)
-        current = loop.after(step, current)
+        with here.phase("step", step):
+          trace.before(step, journal.pending)
+          began = time.perf_counter()
+          with here.phase("input"):
+            batch = run.put(next(batches))
+          waited = time.perf_counter() - began
+          current, metrics = step_fn(current, batch)
+          journal.add(step, metrics, waited)
+          current = loop.after(step, current)
 
 
 def _told(directory: pathlib.Path, act, *arguments):

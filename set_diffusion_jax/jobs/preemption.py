@@ -6,8 +6,6 @@ import threading
 import jax
 from jax.experimental import multihost_utils
 
-EXIT_CODE = 42
-
 
 class Preemption:
   """Whether this run has been asked to stop; the same answer in all processes.

@@ -10,7 +10,9 @@ import threading
 import jax
 from jax.experimental import multihost_utils
 
-from set_diffusion_jax.errors import UNREACHABLE, UserError
+from set_diffusion_jax.errors import UserError
+from set_diffusion_jax.jobs.outcomes import UNREACHABLE
+from set_diffusion_jax.jobs.phases import here
 
 _VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 _SLURM = "SLURM_JOB_ID SLURM_STEP_NODELIST SLURM_NTASKS SLURM_PROCID SLURM_LOCALID"
@@ -51,7 +53,7 @@ def start(
   else:
     return
   # jax's own time limit ends in a C++ stack trace: ours comes first.
-  with _time_limit(who, timeout):
+  with here.phase("meeting"), _time_limit(who, timeout):
     try:
       jax.distributed.initialize(
         address,

@@ -1,0 +1,1 @@
+"""Jobs of one or many processes: meeting, agreeing, ending, and what is noticed."""

@@ -1,0 +1,97 @@
+"""What this process is doing, and how long each thing has taken.
+
+There is one account for the process. Its main thread is always in just one phase; what
+is inside another phase counts for itself alone. Others read it: the watchdog, the
+peers, and the share of time that a run spends in its steps.
+"""
+
+import contextlib
+import threading
+import time
+from collections.abc import Iterator
+from typing import NamedTuple
+
+# In the order of a run. "start" is all that is in no other: imports, checks.
+PHASES = (
+  "start",
+  "meeting",
+  "data",
+  "init",
+  "restore",
+  "compile",
+  "input",
+  "step",
+  "evaluation",
+  "save",
+  "exit",
+)
+
+
+class Now(NamedTuple):
+  """Where the process is.
+
+  Attributes:
+    phase: of PHASES.
+    seconds: how long it has been in it.
+    step: the last step that was begun; None before the first.
+  """
+
+  phase: str
+  seconds: float
+  step: int | None
+
+
+class Phases:
+  """An account of phases; `here` is that of this process."""
+
+  def __init__(self):
+    self._lock = threading.Lock()
+    self._stack = ["start"]
+    self._since = self._entered = time.monotonic()
+    self._spent = dict.fromkeys(PHASES, 0.0)
+    self._step: int | None = None
+
+  @contextlib.contextmanager
+  def phase(self, name: str, step: int | None = None) -> Iterator[None]:
+    """The body is in a phase.
+
+    Args:
+      name: of PHASES.
+      step: the step that is begun with it, if one is.
+    """
+    if name not in self._spent:
+      raise ValueError(f"{name}: must be one of {', '.join(PHASES)}")
+    self._change(lambda: self._stack.append(name))
+    if step is not None:
+      self._step = step
+    try:
+      yield
+    finally:
+      self._change(self._stack.pop)
+
+  def _change(self, act) -> None:
+    with self._lock:
+      self._settle()
+      act()
+      self._entered = self._since
+
+  def _settle(self) -> None:
+    """Books the time up to now."""
+    now = time.monotonic()
+    self._spent[self._stack[-1]] += now - self._since
+    self._since = now
+
+  @property
+  def now(self) -> Now:
+    """Where the process is."""
+    with self._lock:
+      return Now(self._stack[-1], time.monotonic() - self._entered, self._step)
+
+  def seconds(self) -> dict[str, float]:
+    """Time spent in each phase since the process began."""
+    with self._lock:
+      self._settle()
+      return dict(self._spent)
+
+
+here = Phases()
