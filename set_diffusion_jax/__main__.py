@@ -20,7 +20,7 @@ def main() -> int:
       raise
     print(f"error: {name}={os.environ[name]}: JAX knows no such value", file=sys.stderr)
     return 2
-  return cli.main()
+  return cli.main(watched=True)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,10 @@ class UserError(Exception):
   """
 
 
+class AgreedError(UserError):
+  """A mistake that ends all processes of a job with this line, each of which has it."""
+
+
 class DiskError(UserError):
   """A disk or a quota is full, or fails, while a command writes: exit code 2.
 

@@ -12,14 +12,16 @@ ROOT = pathlib.Path(__file__).parents[1] / "set_diffusion_jax"
 
 # Each room, or file of one, may import from those of its line and of the lines above.
 LEVELS = [
-  ["errors", "version", "numerics", "jobs.outcomes", "jobs.phases"],
+  ["errors", "version", "numerics", "jobs.outcomes", "jobs.phases", "jobs.ending"],
+  ["jobs.limits", "jobs.links", "jobs.stops"],
   ["inputs"],
   ["storage.disk", "storage.refusals", "storage.faults", "storage.hub_refusals"],
   ["storage.hub"],
   ["storage.places", "storage.hub_datasets"],
   ["storage.steps"],
   ["storage.folders", "storage.copies"],
-  ["storage.lease", "jobs.preemption"],
+  ["storage.lease", "jobs.watch"],
+  ["jobs.preemption"],
   ["config", "diffusion.method", "diffusion.draws", "jobs.cluster", "jobs.processes"],
   ["diffusion.schedules", "data"],
   ["diffusion.order"],

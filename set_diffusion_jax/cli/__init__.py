@@ -1,6 +1,7 @@
 """The command line: `python -m set_diffusion_jax VERB`."""
 
 import argparse
+import contextlib
 import io
 import itertools
 import logging
@@ -21,7 +22,7 @@ from set_diffusion_jax.cli.plan import plan
 from set_diffusion_jax.cli.prepare import prepare
 from set_diffusion_jax.config.files import read_config
 from set_diffusion_jax.errors import (
-  DiskError,
+  AgreedError,
   NonFiniteError,
   Preempted,
   StoreError,
@@ -29,7 +30,8 @@ from set_diffusion_jax.errors import (
   disk_reason,
 )
 from set_diffusion_jax.inputs import terminal
-from set_diffusion_jax.jobs import cluster, outcomes, processes
+from set_diffusion_jax.jobs import cluster, ending, outcomes, processes, watch
+from set_diffusion_jax.jobs.phases import here
 from set_diffusion_jax.storage.refusals import refusal
 
 __all__ = ["guarded", "main", "quiet", "read_config"]
@@ -57,65 +59,95 @@ def _is_news(record: logging.LogRecord) -> bool:
   return disk_reason(error) is None and refusal(error) is None
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-  """Runs one verb; returns the exit code."""
+def main(argv: Sequence[str] | None = None, watched: bool = False) -> int:
+  """Runs one verb; returns the exit code.
+
+  Args:
+    argv: the words after the program's name; None: those of this process.
+    watched: whether the process is there for this alone. Then `train` and `evaluate`
+      take its signals, and end it where another process of the job fails.
+  """
   argv = list(sys.argv[1:] if argv is None else argv)
-  return guarded(lambda: _run(argv))
+  return guarded(lambda: _run(argv, watched))
 
 
 def guarded(act: Callable[[], int]) -> int:
-  """The exit code of what `act` does; the ways it may end early in a line each."""
+  """The exit code of what `act` does; the ways it may end early in a line each.
+
+  In a job of several processes it does not return while others would wait for this one.
+  """
   quiet()
   # What it cannot encode is escaped.
   if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors in _FAILING:
     sys.stdout.reconfigure(errors="backslashreplace")
+  line, agreed = "", True
   try:
     code = act()
     sys.stdout.flush()
-    return code
   except (UserError, StoreError) as error:
-    print(f"error: {terminal.line(str(error))}", file=sys.stderr)
     away = isinstance(error, StoreError)
     code = outcomes.UNREACHABLE if away else outcomes.MISTAKE
-    alone = isinstance(error, DiskError | StoreError)
-    if alone and jax.distributed.is_initialized():
-      sys.stderr.flush()
-      os._exit(code)  # this process alone has failed, the others would wait for it
-    return code
+    line, agreed = f"error: {terminal.line(str(error))}", isinstance(error, AgreedError)
   except NonFiniteError as error:
-    print(f"error: {error}; the last checkpoint is from before", file=sys.stderr)
-    return outcomes.DIVERGED
+    code = outcomes.DIVERGED
+    line = f"error: {error}; the last checkpoint is from before"
   except Preempted as stop:
-    print(f"{stop}; the same command continues", file=sys.stderr)
-    return outcomes.PREEMPTED
+    code, line = outcomes.PREEMPTED, f"{stop}; the same command continues"
   except BrokenPipeError:  # a reader such as `head` has seen enough
     drop_output()
-  except OSError as error:
-    reason = disk_reason(error)
+    code = outcomes.DONE
+  except KeyboardInterrupt:
+    code, agreed = outcomes.INTERRUPTED, False
+    line = "interrupted; the same command continues"
+  except Exception as error:
+    reason = disk_reason(error) if isinstance(error, OSError) else None
     if reason is None:
+      _fail(error)
       raise
     where = terminal.line(f"{error.filename or 'standard output'}")
-    print(f"error: {where}: {reason}", file=sys.stderr)
-    return outcomes.MISTAKE
-  except KeyboardInterrupt:
-    print("interrupted; the same command continues", file=sys.stderr)
-    return outcomes.INTERRUPTED
-  except Exception:
-    if not jax.distributed.is_initialized():
-      raise
-    # Others wait for this process: end it now, without jax's farewell to them.
-    traceback.print_exc()
-    sys.stderr.flush()
-    os._exit(1)
-  return outcomes.DONE
+    code, line, agreed = outcomes.MISTAKE, f"error: {where}: {reason}", False
+  with here.phase("exit"):
+    return _leave(code, line, agreed)
 
 
-def _run(argv: list[str]) -> int:
+def _leave(code: int, line: str, agreed: bool) -> int:
+  """Says how this process ends, to the user and to the other processes of its job."""
+  watching = watch.current()
+  if line:
+    if watching is not None and not ending.claim():
+      ending.wait_for_end()
+    print(line, file=sys.stderr, flush=True)
+  if watching is not None:
+    watching.leave(code, line.removeprefix("error: "), agreed)
+    with contextlib.suppress(Exception):  # of one that is gone: all is done
+      jax.distributed.shutdown()
+  return code
+
+
+def _fail(error: Exception) -> None:
+  """Ends a process of a job after an error that is none of the user's; else returns.
+
+  Those of jax's runtime mostly come from another process: that one is named then.
+  """
+  watching = watch.current()
+  if watching is None:
+    return
+  if isinstance(error, jax.errors.JaxRuntimeError):
+    first = str(error).strip().splitlines()[0]
+    watching.fail(f"error: a device or a peer failed: {terminal.line(first)}")
+  elif jax.distributed.is_initialized():
+    text = traceback.format_exc()
+    watching.fail(f"{text}error: {terminal.line(repr(error))}", code=1)
+
+
+def _run(argv: list[str], watched: bool) -> int:
   configuration = [a for a in argv if a.split("=")[0].split(".")[0] == "--config"]
   _check_equals(argv)
   numerics.settle()
   arguments = make_parser().parse_args([a for a in argv if a not in configuration])
   if arguments.verb in ("train", "evaluate"):
+    if watched:
+      watch.begin(arguments.stuck_after)
     _join(arguments)
   if arguments.verb not in ("prepare", "plan"):  # these need no device
     sharding.check_backend()

@@ -13,12 +13,14 @@ from set_diffusion_jax.data.zero_shot import zero_shot_data, zero_shot_names
 from set_diffusion_jax.errors import UserError
 from set_diffusion_jax.inputs.records import parse_json
 from set_diffusion_jax.jobs import processes
+from set_diffusion_jax.jobs.phases import here
 
 
 def evaluate(arguments: argparse.Namespace, changes: Sequence[str]) -> None:
   """The figures of a checkpoint, printed and written."""
   _check_by(arguments)
-  model = processes.together(lambda: load_model(arguments, changes))
+  with here.phase("restore"):
+    model = processes.together(lambda: load_model(arguments, changes))
   config = model.config
   options = with_options(
     config.evaluate, arguments, ("draws", "sequences", "batch_size", "seed", "order")
@@ -127,7 +129,8 @@ def _likelihood(
   from set_diffusion_jax.evaluate import SUMS, PartialResults
   from set_diffusion_jax.training.metrics import Progress
 
-  evaluator = processes.together(lambda: model.evaluator(by))
+  with here.phase("data"):
+    evaluator = processes.together(lambda: model.evaluator(by))
   protocol = model.protocol(evaluator)
   identity = {**protocol, "weights_digest": model.weights_digest}
   processes.check_same(identity)
@@ -162,7 +165,8 @@ def _likelihood(
         partial.add(new)
       progress.advance(len(new))
 
-    quality = evaluator.run(model.params, advance, done).likelihood
+    with here.phase("evaluation"):
+      quality = evaluator.run(model.params, advance, done).likelihood
   origin = {} if model.origin is None else {"checkpoint": model.origin}
   figures = {**quality.summary(), **origin, "protocol": identity}
   if first and by is not None:

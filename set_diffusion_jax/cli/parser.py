@@ -154,6 +154,13 @@ def _job(parser: argparse.ArgumentParser) -> None:
     metavar="SECONDS",
     help="how long to wait for the others; default: 300",
   )
+  job.add_argument(
+    "--stuck-after",
+    type=whole(10),
+    metavar="SECONDS",
+    help="end with 6 where a step, its input, an evaluation, a save or a restore takes "
+    "longer; at least 10, default: ten times the longest so far, at least 300",
+  )
   parser.add_argument(
     "--compilation-cache",
     type=path,

@@ -28,6 +28,7 @@ from set_diffusion_jax.evaluate.clip import Clip, SetLosses, search_clip, set_lo
 from set_diffusion_jax.evaluate.figures import Likelihood, draw_variance, mixture_nats
 from set_diffusion_jax.evaluate.partial import Row
 from set_diffusion_jax.inputs.arrays import read_array
+from set_diffusion_jax.jobs.phases import here
 from set_diffusion_jax.likelihood.loss import weighted
 from set_diffusion_jax.likelihood.objective import Objective
 from set_diffusion_jax.numerics import settled
@@ -116,6 +117,7 @@ class Evaluator:
       if batch_losses is not None:
         losses.append(batch_losses)
       advance(new)
+      here.tick()
     sums = [done[row][:SUMS] for row in range(self.total)]
     columns = np.array(sums, np.float64).T
     clip = None

@@ -11,6 +11,7 @@ import jax
 from jax.experimental import multihost_utils
 
 from set_diffusion_jax.errors import UserError
+from set_diffusion_jax.jobs import processes, watch
 from set_diffusion_jax.jobs.outcomes import UNREACHABLE
 from set_diffusion_jax.jobs.phases import here
 
@@ -66,8 +67,20 @@ def start(
       # Gloo connects devices when they first compute together, and waits 30 s for it:
       # now, before one process compiles longer than another.
       multihost_utils.sync_global_devices("met")
+      _link(address)
     except (RuntimeError, ValueError) as error:
       _give_up(who, str(error).strip().splitlines()[0])
+
+
+def _link(address: str | None) -> None:
+  """Lets the processes, which have met, know of each other's end."""
+  if jax.process_count() == 1:
+    return
+  watching = watch.current() or watch.begin()
+  watching.hear_signals()  # jax has a handler of its own, which sees them only in steps
+  host = address.rpartition(":")[0] if address else None
+  invite = lambda mine: processes.gather(mine)[0]
+  watching.connect(jax.process_index(), jax.process_count(), invite, host)
 
 
 def _explicit(

@@ -32,7 +32,7 @@ class Now(NamedTuple):
 
   Attributes:
     phase: of PHASES.
-    seconds: how long it has been in it.
+    seconds: how long it has been in it, since it last came to it or did a part of it.
     step: the last step that was begun; None before the first.
   """
 
@@ -42,13 +42,19 @@ class Now(NamedTuple):
 
 
 class Phases:
-  """An account of phases; `here` is that of this process."""
+  """An account of phases; `here` is that of this process.
+
+  Attributes:
+    note: the last figures, for those who look into what has gone wrong.
+  """
 
   def __init__(self):
+    self.note = ""
     self._lock = threading.Lock()
     self._stack = ["start"]
     self._since = self._entered = time.monotonic()
     self._spent = dict.fromkeys(PHASES, 0.0)
+    self._longest = dict.fromkeys(PHASES, 0.0)
     self._step: int | None = None
 
   @contextlib.contextmanager
@@ -69,9 +75,15 @@ class Phases:
     finally:
       self._change(self._stack.pop)
 
+  def tick(self) -> None:
+    """Something of the present phase is done, and the next thing of its kind begins."""
+    self._change(lambda: None)
+
   def _change(self, act) -> None:
     with self._lock:
       self._settle()
+      stay, name = self._since - self._entered, self._stack[-1]
+      self._longest[name] = max(self._longest[name], stay)
       act()
       self._entered = self._since
 
@@ -86,6 +98,11 @@ class Phases:
     """Where the process is."""
     with self._lock:
       return Now(self._stack[-1], time.monotonic() - self._entered, self._step)
+
+  def longest(self, name: str) -> float:
+    """Seconds of the longest stay in a phase that has ended; 0.0 before the first."""
+    with self._lock:
+      return self._longest[name]
 
   def seconds(self) -> dict[str, float]:
     """Time spent in each phase since the process began."""

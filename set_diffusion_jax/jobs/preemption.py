@@ -3,25 +3,24 @@
 import signal
 import threading
 
-import jax
-from jax.experimental import multihost_utils
+from set_diffusion_jax.jobs import watch
 
 
 class Preemption:
   """Whether this run has been asked to stop; the same answer in all processes.
 
-  Several processes agree through jax's coordination service on one step at which all of
-  them stop, whichever of them was signalled. One process alone looks at a flag.
+  Where the process is watched, the watch says so. Elsewhere, as in a program that calls
+  `train`, SIGTERM is noted while the context lasts.
   """
 
   def __init__(self):
-    self._coordinated = jax.distributed.is_initialized()
+    self._watch = watch.current()
     self._signalled = False
     self._before = None
 
   def __enter__(self) -> "Preemption":
     main = threading.current_thread() is threading.main_thread()
-    if not self._coordinated and main:
+    if self._watch is None and main:
       self._before = signal.signal(signal.SIGTERM, self._note)
     return self
 
@@ -34,6 +33,6 @@ class Preemption:
 
   def reached(self, step: int) -> bool:
     """Whether to stop after this step; to be asked once for every step."""
-    if self._coordinated:
-      return multihost_utils.reached_preemption_sync_point(step)
+    if self._watch is not None:
+      return self._watch.reached(step)
     return self._signalled

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from set_diffusion_jax.errors import UserError
+from set_diffusion_jax.errors import AgreedError, UserError
 
 T = TypeVar("T")
 
@@ -48,7 +48,7 @@ def together(act: Callable[[], T]) -> T:
   """What `act` returns here; where it is the user's mistake for one, it is for all.
 
   Raises:
-    UserError: `act` raised it in some process.
+    AgreedError: `act` raised a UserError in some process.
   """
   if jax.process_count() == 1:
     return act()
@@ -61,7 +61,7 @@ def together(act: Callable[[], T]) -> T:
   for process, line in enumerate(errors):
     if line is not None:
       same = all(other == line for other in errors)
-      raise UserError(line if same else f"process {process}: {line}")
+      raise AgreedError(line if same else f"process {process}: {line}")
   return result
 
 
@@ -69,13 +69,13 @@ def from_first(act: Callable[[], T]) -> T:
   """The JSON value that `act` returns in process 0; the others do not run it.
 
   Raises:
-    UserError: `act` raised it.
+    AgreedError: `act` raised a UserError.
   """
   return gather(together(lambda: act() if is_first() else None))[0]
 
 
 def check_same(facts: dict) -> None:
-  """UserError in every process unless all of them have the same facts.
+  """AgreedError in every process unless all of them have the same facts.
 
   Args:
     facts: JSON values by name.
@@ -85,7 +85,7 @@ def check_same(facts: dict) -> None:
     first = rows[0].get(name)
     for process, row in enumerate(rows):
       if row.get(name) != first:
-        raise UserError(
+        raise AgreedError(
           f"{name} = {first!r} in process 0, {row.get(name)!r} in process {process}: "
           "must be the same in all processes"
         )

@@ -1,10 +1,11 @@
 """The work directory of a job: one process holds it, and all see it."""
 
+import contextlib
 import pathlib
 import time
 
 from set_diffusion_jax.errors import UserError
-from set_diffusion_jax.jobs import processes
+from set_diffusion_jax.jobs import ending, processes
 from set_diffusion_jax.storage.lease import TIMEOUT, Lease, holds
 
 SHOWS_AFTER = 30.0  # seconds until what one host has written shows on all others
@@ -31,19 +32,22 @@ class Home:
     self._directory = directory
     self._lease = Lease(directory, timeout)
     self.news: list[str] = []
+    self._held = contextlib.ExitStack()
 
   def __enter__(self) -> "Home":
     line = processes.from_first(self._lease.take)
+    self._held.enter_context(ending.at_end(self._lease.release))
     try:
       self.news = [] if line is None else [line]
       nonce = processes.from_first(lambda: self._lease.nonce)
       processes.together(lambda: self._check_shared(nonce))
     except BaseException:
-      self._lease.release()
+      self.__exit__()
       raise
     return self
 
   def __exit__(self, *exception) -> None:
+    self._held.close()
     self._lease.release()
 
   def _check_shared(self, nonce: str) -> None:

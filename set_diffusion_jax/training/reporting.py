@@ -9,6 +9,7 @@ from set_diffusion_jax.errors import NonFiniteError
 from set_diffusion_jax.evaluate import Clip, Likelihood
 from set_diffusion_jax.hardware.chips import peak_flops
 from set_diffusion_jax.jobs import processes
+from set_diffusion_jax.jobs.phases import here
 from set_diffusion_jax.training import state
 from set_diffusion_jax.training.metrics import MetricsWriter, Progress
 from set_diffusion_jax.training.step import Program
@@ -100,6 +101,7 @@ class Journal:
     if compiling > 1:
       line += f"  (besides, {compiling:.1f} s compiling)"
     self._progress.say(line)
+    here.note = line
     self._last, self._input = step, 0.0
     self._restart()
 
