@@ -13,7 +13,8 @@ ROOT = pathlib.Path(__file__).parents[1] / "set_diffusion_jax"
 # Each room, or file of one, may import from those of its line and of the lines above.
 LEVELS = [
   ["errors", "version", "numerics", "jobs.outcomes", "jobs.phases", "jobs.ending"],
-  ["jobs.limits", "jobs.links", "jobs.stops"],
+  ["jobs.clock", "jobs.links", "jobs.stops"],
+  ["jobs.peers"],
   ["inputs"],
   ["storage.disk", "storage.refusals", "storage.faults", "storage.hub_refusals"],
   ["storage.hub"],

@@ -40,6 +40,10 @@ class Now(NamedTuple):
   seconds: float
   step: int | None
 
+  def __str__(self) -> str:
+    step = "" if self.step is None else f" (step {self.step})"
+    return f"{self.phase}{step} for {self.seconds:.0f} s"
+
 
 class Phases:
   """An account of phases; `here` is that of this process.

@@ -27,8 +27,9 @@ from typing import NoReturn
 
 from set_diffusion_jax.inputs import terminal
 from set_diffusion_jax.jobs import ending, links, outcomes
-from set_diffusion_jax.jobs.limits import Limits
-from set_diffusion_jax.jobs.phases import PHASES, here
+from set_diffusion_jax.jobs.clock import Clock
+from set_diffusion_jax.jobs.peers import Peer, Peers
+from set_diffusion_jax.jobs.phases import PHASES, Now, here
 from set_diffusion_jax.jobs.stops import Stops
 
 _BEAT = 5.0  # seconds from one sign of life to the next
@@ -37,25 +38,15 @@ _LINGER = 10.0  # seconds for the others to end first
 _STOPPED = "stopped before a step was made; the same command continues"
 
 
-class _Peer:
-  """What process 0 knows of another one."""
-
-  def __init__(self, host: str, link: links.Link):
-    self.host, self.link = host, link
-    self.heard = time.monotonic()
-    self.ended = False  # it has said that it ends well
-    self.where = ["start", 0.0, None]  # see `_place`
-
-
 class Watch:
   """The watch of this process, from `begin` to its end.
 
   Args:
-    stuck_after: see `Limits`.
+    stuck_after: see `Clock`.
   """
 
   def __init__(self, stuck_after: float | None = None):
-    self._limits = Limits(here, stuck_after)
+    self._clock = Clock(here, stuck_after)
     self._silence = min(_SILENCE, stuck_after or _SILENCE)
     self._selector = selectors.DefaultSelector()
     self._calls: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
@@ -63,13 +54,9 @@ class Watch:
     self._waking.setblocking(False)
     self._wake.setblocking(False)
     self._selector.register(self._waking, selectors.EVENT_READ, self._woken)
-    self._first: links.Link | None = None  # to process 0, in all others
-    self._peers: dict[int, _Peer] = {}  # in process 0
-    self._process, self._count = 0, 1
-    self._heard = self._beaten = self._ticked = time.monotonic()
-    self._told: tuple[str, int | None] | None = None
-    self._stops = Stops()
-    self._decided = False
+    self._peers = Peers(self._selector, self._hear, self._lose)
+    self._beaten = self._ticked = time.monotonic()
+    self._stops, self._decided = Stops(), False
     self._left: int | None = None  # the code with which this process ends well
     self._leaving: int | None = None  # or badly, as it has said itself
     self._judged = False  # all are to end
@@ -90,7 +77,11 @@ class Watch:
     _soften_abort()
 
   def connect(
-    self, process: int, count: int, invite: Callable[[dict | None], dict], host
+    self,
+    process: int,
+    count: int,
+    invite: Callable[[dict | None], dict],
+    host: str | None,
   ) -> None:
     """Links process 0 with the others, once they have met.
 
@@ -100,20 +91,19 @@ class Watch:
       invite: returns in all processes what process 0 gives it.
       host: a name of process 0's machine that the others know, if there is one.
     """
-    self._process, self._count = process, count
+    self._peers.process, self._peers.count = process, count
     if process == 0:
       listener = links.Listener()
       invite(listener.invitation(host))
-      self._calls.put(lambda: self._listen(listener))
+      self._call(lambda: self._peers.listen(listener))
+      return
+    invitation = invite(None)
+    link = links.connect(invitation, process)
+    if link is not None:
+      self._call(lambda: self._peers.follow(link))
     else:
-      invitation = invite(None)
-      link = links.connect(invitation, process)
-      if link is None:
-        where = f"port {invitation['port']} of process 0"
-        say(f"WARNING: process {process} cannot connect to {where}: a loss shows late")
-        return
-      self._calls.put(lambda: self._follow(link))
-    self._wake_up()
+      where = f"port {invitation['port']} of process 0"
+      _say(f"WARNING: process {process} cannot connect to {where}: a loss shows late")
 
   def reached(self, step: int) -> bool:
     """Whether to stop after a step, the same in all processes; once for every step."""
@@ -127,44 +117,51 @@ class Watch:
       line: what was printed.
       agreed: whether all processes end in the same way.
     """
-    if self._count == 1:
+    if self._peers.count == 1:
       return
     done = threading.Event()
     well = code in (outcomes.DONE, outcomes.PREEMPTED)
+    first = self._peers.process == 0
 
     def tell():
       if well:
         self._left = code
-        self._to_first({"end": code})
+        if not first:
+          self._peers.tell({"end": code})
         done.set()
         if not self._judged:
           return
       self._leaving = code
-      if self._first is None and not self._judged:
-        self._judge(code, line if agreed else f"{self._name(0)}: {line}")
-      if self._first is None or self._judged:
-        self._linger()
+      if first and not self._judged:
+        self._judge(code, line if agreed else f"{self._peers.name}: {line}")
+      if first or self._judged:
+        self._peers.linger(_LINGER)
         ending.end_now(code)
-      self._to_first({"end": code, "line": line, "agreed": agreed})
+      self._peers.tell({"end": code, "line": line, "agreed": agreed})
       self._last_moment = time.monotonic() + _LINGER
 
-    self._calls.put(tell)
-    self._wake_up()
+    self._call(tell)
     done.wait(3 * _LINGER)
     if not well:
       ending.end_now(code)
 
   def fail(self, line: str, code: int = outcomes.FAILED) -> NoReturn:
     """Ends after an error that may come from another process: which one is awaited."""
-    if self._count > 1:
+    if self._peers.count > 1:
       time.sleep(_BEAT)
     if not ending.claim():
       ending.wait_for_end()
     print(line, file=sys.stderr, flush=True)
-    self.leave(code, line, agreed=False)
+    self.leave(code, line.splitlines()[-1].removeprefix("error: "), agreed=False)
     ending.end_now(code)
 
   # The thread.
+
+  def _call(self, act: Callable[[], None]) -> None:
+    """Has the thread do something."""
+    self._calls.put(act)
+    with contextlib.suppress(BlockingIOError):  # it is awake already
+      self._wake.send(b"\0")
 
   def _run(self) -> None:
     while True:
@@ -174,218 +171,122 @@ class Watch:
         self._calls.get()()
       self._tick()
 
-  def _wake_up(self) -> None:
-    with contextlib.suppress(BlockingIOError):  # it is awake already
-      self._wake.send(b"\0")
-
   def _woken(self) -> None:
-    if signal.SIGTERM in self._waking.recv(4096):
-      self._to_first({"stop": True}) if self._process else self._begin_stop()
+    if signal.SIGTERM not in self._waking.recv(4096):
+      return
+    if self._peers.process == 0:
+      self._begin_stop()
+    else:
+      self._peers.tell({"stop": True})
 
   def _tick(self) -> None:
     now = time.monotonic()
-    if now - self._ticked > _BEAT:  # this process stood still, its peers may not have
-      self._heard = now
-      for peer in self._peers.values():
-        peer.heard = now
+    if now - self._ticked > _BEAT:
+      self._peers.excuse()
     self._ticked = now
     if self._last_moment is not None and now > self._last_moment:
       codes = (code for code in (self._left, self._leaving) if code is not None)
       ending.end_now(next(codes, outcomes.FAILED))
     if now - self._beaten > _BEAT:
       self._beaten = now
-      self._set_alarm()
-      self._to_first({"beat": _place()})
-      self._to_all({"beat": None})
-    for number, peer in self._peers.items():
-      if not peer.ended and now - peer.heard > self._silence:
-        self._lost(number, f"has shown no sign of life for {self._silence:.0f} s")
-    if self._first is not None and now - self._heard > self._silence:
-      self._end(f"process 0 has shown no sign of life for {self._silence:.0f} s")
+      self._clock.set_alarm(_SILENCE)
+      self._peers.tell({"beat": list(here.now)})
+    for peer in self._peers.silent(self._silence):
+      self._lose(peer, f"has shown no sign of life for {self._silence:.0f} s")
     self._look_at_clock()
 
   def _look_at_clock(self) -> None:
-    phase, seconds, step = here.now
-    limit, slow = self._limits.stuck(phase), self._limits.slow(phase)
-    if limit is not None and seconds > limit:
-      line = f"process {self._process} is stuck: {_described(_place())}, more than the "
-      line += f"{limit:.0f} s that this may take"
-      if self._first is not None:
-        self._to_first({"stuck": line})
-        self._last_moment = self._last_moment or time.monotonic() + _LINGER
-      else:
-        self._dump(line)
-    elif slow is not None and seconds > slow and self._told != (phase, step):
-      self._told = phase, step
-      usual = f"the longest before took {here.longest(phase):.1f} s"
-      if self._process == 0:
-        say(f"WARNING: {_described(_place())}, {usual}{self._behind()}")
-
-  def _set_alarm(self) -> None:
-    """Has the process ended where a hang of its main thread stops this thread, too."""
-    phase, seconds, _ = here.now
-    limit = self._limits.stuck(phase)
-    if limit is None:
-      faulthandler.cancel_dump_traceback_later()
-    else:
-      left = max(limit - seconds, 0.0) + _SILENCE
-      faulthandler.dump_traceback_later(left, exit=True)
-
-  def _behind(self) -> str:
-    """Which processes the others wait for."""
-    places = {0: _place(), **{n: peer.where for n, peer in self._peers.items()}}
-    order = lambda place: (place[2] or 0, PHASES.index(place[0]))
-    last = max(map(order, places.values()))
-    late = [n for n, place in places.items() if order(place) < last]
-    if not late or len(places) == 1:
-      return ""
-    named = (f"{self._name(n)} ({_described(places[n])})" for n in late[:8])
-    return f"; behind the others are {', '.join(named)}"
-
-  def _name(self, number: int) -> str:
-    host = self._peers[number].host if number in self._peers else socket.gethostname()
-    return f"process {number} on {host}"
+    stuck, slow = self._clock.stuck(), self._clock.slow()
+    if stuck and self._peers.process == 0:
+      self._dump(f"{self._peers.name} {stuck}")
+    elif stuck and self._last_moment is None:
+      self._peers.tell({"stuck": f"{self._peers.name} {stuck}"})
+      self._last_moment = time.monotonic() + _LINGER
+    elif slow and self._peers.process == 0:
+      where, line = slow
+      late = ", ".join(f"{p.name} ({p.where})" for p in self._peers.behind(where)[:8])
+      _say(f"WARNING: {line}{late and f'; behind the others are {late}'}")
 
   # Messages.
 
-  def _to_first(self, message: dict) -> None:
-    if self._first is not None:
-      self._first.send(message)
+  def _hear(self, peer: Peer, message: dict) -> None:
+    """What another process says; the others hear process 0 only."""
+    if _is_place(message.get("beat")):
+      peer.where = Now(*message["beat"])
+    elif self._peers.process == 0:
+      self._hear_as_first(peer, message)
+    elif "pause" in message:
+      self._peers.tell({"at": self._stops.pause()})
+    elif "stop" in message:
+      self._stop(message["stop"])
+    elif "dump" in message:
+      self._show_threads()
+      self._end(str(message["dump"]))
+    elif "ended" in message:
+      self._end(str(message["line"]), int(message["ended"]))
 
-  def _to_all(self, message: dict) -> None:
-    for peer in self._peers.values():
-      if not peer.ended:
-        peer.link.send(message)
-
-  def _listen(self, listener: links.Listener) -> None:
-    def knocked():
-      found = listener.accept()
-      if found is None:
-        return
-      number, host, link = found
-      if not 0 < number < self._count or number in self._peers:
-        link.close()
-        return
-      peer = self._peers[number] = _Peer(host, link)
-      read = lambda: self._hear(number, peer)
-      self._selector.register(link.socket, selectors.EVENT_READ, read)
-
-    self._selector.register(listener.socket, selectors.EVENT_READ, knocked)
-
-  def _hear(self, number: int, peer: _Peer) -> None:
-    """Process 0 hears another one."""
-    messages = peer.link.receive()
-    if messages is None:
-      self._selector.unregister(peer.link.socket)
-      peer.link.close()
-      if not peer.ended:
-        peer.ended = True
-        self._lost(number, "was lost")
-      return
-    peer.heard = time.monotonic()
-    for message in messages:
-      if isinstance(message.get("beat"), list):
-        peer.where = message["beat"]
-      elif "stop" in message:
-        self._begin_stop()
-      elif "at" in message:
-        self._stops.note(number, message["at"])
-      elif "stuck" in message:
-        self._dump(str(message["stuck"]))
-      elif "end" in message:
-        peer.ended = True
-        self._peer_ended(number, message)
-      self._decide()
-
-  def _follow(self, link: links.Link) -> None:
-    self._first = link
-    self._heard = time.monotonic()
-    self._selector.register(link.socket, selectors.EVENT_READ, self._hear_first)
-
-  def _hear_first(self) -> None:
-    """Another process hears process 0."""
-    messages = self._first.receive()
-    if messages is None:
-      self._selector.unregister(self._first.socket)
-      self._first = None
-      if self._left is None:
-        self._end("process 0 was lost")
-      else:
-        self._last_moment = time.monotonic() + _LINGER  # it may still say good-bye
-      return
-    self._heard = time.monotonic()
-    for message in messages:
-      if "pause" in message:
-        self._to_first({"at": self._stops.pause()})
-      elif "stop" in message:
-        self._stop(message["stop"])
-      elif "dump" in message:
-        self._show_threads()
-        self._end(str(message["dump"]))
-      elif "ended" in message:
-        self._end(str(message["line"]), int(message["ended"]))
+  def _hear_as_first(self, peer: Peer, message: dict) -> None:
+    if "stop" in message:
+      self._begin_stop()
+    elif "at" in message:
+      self._stops.note(peer.number, message["at"])
+    elif "stuck" in message:
+      self._dump(str(message["stuck"]))
+    elif "end" in message:
+      peer.ended = True
+      if message["end"] not in (outcomes.DONE, outcomes.PREEMPTED):
+        self._end_with(peer, message["end"], str(message["line"]), message["agreed"])
+    self._decide()
 
   # Ends.
 
-  def _peer_ended(self, number: int, message: dict) -> None:
-    code = message["end"]
-    if code in (outcomes.DONE, outcomes.PREEMPTED):
-      return
-    line = str(message["line"])
-    if not message["agreed"]:
-      line = f"{self._name(number)}: {line}"
-    table = [outcome.code for outcome in outcomes.OUTCOMES]
-    if code not in table:  # the error is its own, and may not happen again
-      code = outcomes.FAILED
+  def _end_with(self, peer: Peer, code: int, line: str, agreed: bool) -> None:
+    """All end because one has ended badly."""
+    if not agreed:
+      line = f"{peer.name}: {line}"
+    if code not in [outcome.code for outcome in outcomes.OUTCOMES]:
+      code = outcomes.FAILED  # its own error, which may not happen again
     self._judge(code, line)
     self._end(line, code)
 
-  def _lost(self, number: int, how: str) -> None:
-    """Another process is gone without a word."""
-    peer = self._peers[number]
-    before = time.monotonic() - peer.heard
-    line = (
-      f"{self._name(number)} {how}; {before:.0f} s before it was in {peer.where[0]}"
-    )
-    self._judge(outcomes.FAILED, line)
+  def _lose(self, peer: Peer, how: str = "was lost") -> None:
+    """A process is gone without a word."""
+    if self._peers.process != 0 and self._left is not None:
+      self._last_moment = time.monotonic() + _LINGER  # jax may still be closing
+      return
+    seconds = time.monotonic() - peer.heard
+    line = f"{peer.name} {how}; {seconds:.0f} s before it was in {peer.where.phase}"
+    if self._peers.process == 0:
+      self._judge(outcomes.FAILED, line)
     self._end(line)
 
   def _judge(self, code: int, line: str) -> None:
     """Process 0 tells the others how all end."""
     self._judged = True
-    for peer in self._peers.values():
-      peer.link.send({"ended": code, "line": line})
+    self._peers.tell({"ended": code, "line": line}, also_ended=True)
 
   def _end(self, line: str, code: int = outcomes.FAILED) -> None:
     """This process ends because of another one; process 0 as the last."""
     self._judged = True
     for own in (self._left, self._leaving):
       if own is not None:  # it has said how it ends
-        self._linger()
+        self._peers.linger(_LINGER)
         ending.end_now(own)
     if not ending.claim():
       return  # the main thread has just found a reason of its own, and will leave
-    print(f"error: {terminal.line(line)}", file=sys.stderr, flush=True)
-    self._linger()
+    _say(f"error: {line}")
+    self._peers.linger(_LINGER)
     ending.end_now(code)
-
-  def _linger(self) -> None:
-    """Waits for the others to end: jax's runtime aborts where process 0 is gone."""
-    until = time.monotonic() + _LINGER
-    for peer in self._peers.values():
-      while time.monotonic() < until and peer.link.receive() is not None:
-        time.sleep(0.01)
 
   def _dump(self, line: str) -> None:
     """All show what they are doing, and end."""
-    self._to_all({"dump": line})
+    self._peers.tell({"dump": line})
     self._show_threads()
     self._end(line)
 
   def _show_threads(self) -> None:
-    where = _described(_place())
-    note = f"; {here.note}" if here.note else ""
-    print(f"process {self._process}: {where}{note}", file=sys.stderr, flush=True)
+    note = f"; last: {here.note}" if here.note else ""
+    _say(f"{self._peers.name}: {here.now}{note}")
     faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
 
   # Stops.
@@ -393,44 +294,39 @@ class Watch:
   def _begin_stop(self) -> None:
     """Process 0, or one that is alone, was asked to stop."""
     if self._stops.begin():
-      self._to_all({"pause": True})
+      self._peers.tell({"pause": True})
       self._decide()
 
   def _decide(self) -> None:
     """Process 0 says when all stop, once it knows where they are."""
-    here_still = {n for n, peer in self._peers.items() if not peer.ended}
-    met = len(self._peers) == self._count - 1
-    if self._decided or not met or self._stops.missing(here_still):
+    waits = self._stops.missing({peer.number for peer in self._peers.there})
+    if self._decided or waits or not self._peers.complete:
       return
     self._decided = True
     step = self._stops.decide()
-    self._to_all({"stop": step})
+    self._peers.tell({"stop": step})
     self._stop(step)
 
   def _stop(self, step: int | None) -> None:
     if step is not None:
       self._stops.settle(step)
     elif self._left is None and ending.claim():
-      say(_STOPPED)
-      self._linger()
+      _say(_STOPPED)
+      self._peers.linger(_LINGER)
       ending.end_now(outcomes.PREEMPTED)
 
 
-def say(line: str) -> None:
-  """Prints a line of news."""
+def _say(line: str) -> None:
   print(terminal.line(line), file=sys.stderr, flush=True)
 
 
-def _place() -> list:
-  """Where this process is, as it is sent."""
-  phase, seconds, step = here.now
-  return [phase, seconds, step]
-
-
-def _described(place: list) -> str:
-  phase, seconds, step = place
-  step = "" if step is None else f" (step {step})"
-  return f"{phase}{step} for {seconds:.0f} s"
+def _is_place(value) -> bool:
+  """Whether a message says where a process is."""
+  if not isinstance(value, list) or len(value) != 3:
+    return False
+  phase, seconds, step = value
+  known = phase in PHASES and isinstance(seconds, int | float)
+  return known and (step is None or isinstance(step, int))
 
 
 def _soften_abort() -> None:
