@@ -12,7 +12,9 @@ import sys
 import tempfile
 import time
 
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
+from tests import jobs
+
+os.environ.update(jobs.environment(1))  # before jax is imported
 
 from tests.chaos import report, verdict
 from tests.chaos.cells import QUICK, choose
@@ -30,7 +32,7 @@ def main() -> int:
     action="store_true",
     help="write what came of the cells of seed 0 into docs",
   )
-  parser.add_argument("--keep", type=pathlib.Path, help="folder for cells that failed")
+  parser.add_argument("--keep", type=pathlib.Path, help="folder for what cells printed and noted")
   arguments = parser.parse_args()
   if arguments.write and (arguments.quick or arguments.seed):
     parser.error("--write: the page shows the cells of seed 0")
@@ -69,8 +71,10 @@ def _run(home: Home, number: int, cell, keep: pathlib.Path | None):
   say(f"    {row.outcome}; codes {row.codes}; lost {row.seconds} s; took {took:.0f} s")
   for fault in faults:
     say(f"    FAULT {fault}")
-  if faults and keep is not None:
+  if keep is not None:
     target = keep / f"cell-{number}"
+    if not faults:
+      shutil.rmtree(account.workdir)
     shutil.copytree(account.workdir.parent, target, symlinks=True, dirs_exist_ok=True)
     for launched, launch in enumerate(account.launches, 1):
       (target / f"output-{launched}").write_text(launch.text)

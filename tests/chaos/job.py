@@ -17,8 +17,8 @@ import threading
 import time
 from typing import NamedTuple
 
-from set_diffusion_jax.cli import main
 from set_diffusion_jax.config import Config
+from set_diffusion_jax.data import prepare
 from set_diffusion_jax.training.train import train
 from tests import jobs
 from tests.chaos import victim
@@ -28,6 +28,7 @@ from tests.test_train import settings
 LIMIT = 420  # seconds, within which a launcher must have ended
 ALONE = 60  # seconds, within which all processes are gone after their launcher
 RESTARTS = 3  # more than any cell needs, so that one too many is seen
+STUCK = 30  # seconds, --stuck-after: nothing here takes a tenth of it
 HOOK = pathlib.Path(__file__).parent / "hook"
 
 
@@ -106,14 +107,14 @@ class Home:
       folder, train__steps=1, train__keep_latest=2, mesh__fsdp=1, mesh__tensor=1
     )
     say("preparing the corpus and the weights that runs start from")
-    file = jobs.config_file(self._made("prepare"), fields)
     corpus = folder / "corpus"
-    assert main(["prepare", f"--config={file}", f"--output={corpus}"]) == 0
-    fields.mesh.data = -1
-    fields.data.update(
-      {"source": "prepared", "directory": str(corpus), "train_path": None}
-    )
-    train(Config.from_dict(fields.to_dict()), folder / "weights", lease_timeout=10)
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+      prepare(Config.from_dict(fields.to_dict()).data, corpus)
+      fields.mesh.data = -1
+      fields.data.update(
+        {"source": "prepared", "directory": str(corpus), "train_path": None}
+      )
+      train(Config.from_dict(fields.to_dict()), folder / "weights")
     fields.train.update({"steps": STEPS, "log_every": 1})
     fields.train.update({"evaluate_every": 4, "checkpoint_every": 2})
     fields.init_from = str(folder / "weights")
@@ -126,7 +127,7 @@ class Home:
     return path
 
   def undisturbed(self, processes: int, steps: int = STEPS) -> pathlib.Path:
-    """The work directory of a run that nothing happens to; made when first asked for."""
+    """The work directory of a run that nothing happens to, made only once."""
     key = processes, steps
     if key not in self._runs:
       self._say(f"an undisturbed run: {processes} processes, {steps} steps")
@@ -155,9 +156,8 @@ class Home:
   def _run(
     self, folder, cell, processes, more=(), plant=None, limit: float = LIMIT
   ) -> Account:
-    cache = self.folder / "cache"
     read = {"restore": folder / "run/checkpoints", "init": self.folder / "weights"}
-    read["compile"] = cache
+    read["compile"] = jobs.CACHE.name
     where = read.get(cell.phase, self.folder / "corpus") if cell else ""
     plan = {
       "cell": cell._asdict() if cell else None,
@@ -168,11 +168,9 @@ class Home:
     words = [sys.executable, str(jobs.ROOT / "launch/local.py"), "--devices=1"]
     words += [f"--processes={processes}", f"--restarts={RESTARTS}", "--", "train"]
     words += [f"--config={self._file}", f"--workdir={folder}/run", *more]
-    words += ["--meeting-timeout=60"]
+    words += ["--meeting-timeout=60", f"--stuck-after={STUCK}"]
     paths = os.pathsep.join([str(HOOK), str(jobs.ROOT)])
-    variables = jobs.environment(
-      1, PYTHONPATH=paths, JAX_COMPILATION_CACHE_DIR=str(cache)
-    )
+    variables = jobs.environment(1, PYTHONPATH=paths)
     variables |= {"XLA_FLAGS": jobs.QUICK_COMPILATION, victim.FOLDER: str(folder)}
     launches = [_launch(words, variables, folder, cell, limit)]
     if launches[0].code != 0 and not launches[0].left:

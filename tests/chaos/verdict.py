@@ -103,7 +103,9 @@ def _of_launch(launch: Launch) -> list[str]:
   if launch.left:
     found.append(f"{len(launch.left)} processes were left")
   if trace := _TRACEBACK.search(launch.text):
-    found.append(f"a traceback: {launch.text[trace.start() :].strip()[-300:]}")
+    lines = launch.text[trace.start() :].splitlines()[1:]
+    raised = next((x for x in lines if re.match(r"(\[\d+\] )?\S", x)), "")
+    found.append(f"a traceback: {raised[:200]}")
   line = _LINE.get(launch.code)
   if line and not re.search(line, launch.text, re.MULTILINE):
     found.append(f"ended with {launch.code} and no line that says why")
