@@ -20,6 +20,8 @@ from set_diffusion_jax.config.checks import check_text
 from set_diffusion_jax.errors import UserError
 
 VERBS = ("train", "evaluate")
+# Seconds. A start that lasted longer did well: failures are counted from anew after it.
+LASTING = 3600
 # Options whose files are needed before or after the machines are there.
 _KEPT = ("--workdir", "--checkpoint", "--output", "--by-output")
 
@@ -102,6 +104,13 @@ def whole(text: str) -> int:
   return int(text)
 
 
+def count(text: str) -> int:
+  """A number of things, or none."""
+  if not text.isdigit():
+    raise argparse.ArgumentTypeError(f"{text}: must be a whole number, at least 0")
+  return int(text)
+
+
 def name(text: str) -> str:
   """A name that every scheduler takes: also one of a host."""
   if not re.fullmatch(r"[a-z]([a-z0-9-]{0,38}[a-z0-9])?", text):
@@ -119,14 +128,22 @@ def machines(parser: Launcher) -> None:
   parser.add_argument("--spot", action="store_true", help="may be taken back")
 
 
-def restarts(parser: Launcher) -> None:
-  """Adds --restarts."""
+def restarts(parser: Launcher, default: int = 3, in_all: bool = False) -> None:
+  """Adds --restarts.
+
+  Args:
+    parser: gets the option.
+    default: how many.
+    in_all: failures are counted over the whole job, not only those in a row.
+  """
+  counted = "in all" if in_all else "in a row, each within an hour of its start"
   parser.add_argument(
     "--restarts",
-    type=int,
-    default=3,
+    type=count,
+    default=default,
     metavar="N",
-    help="after crashes; a run that saved and stopped is always restarted; default: 3",
+    help=f"after failures {counted}; a run that saved and stopped is always started "
+    f"again; default: {default}",
   )
 
 

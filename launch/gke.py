@@ -6,8 +6,9 @@
 A slice of TPUs is a job of the set, a host of it a pod; for GPUs there is one job. The
 image is that of launch/Dockerfile. A run in a bucket needs no volume; other files are
 on a claim that all pods can mount, --volume=runs:/runs. A run that saved and stopped
-(42), or lost its node, is restarted for free; after a crash it is --restarts times; a
-mistake (2) or a diverged loss (4) ends the set.
+(42), or whose pods Kubernetes evicts, is restarted for free; after a failure it is
+--restarts times in all; a mistake (2) or a diverged loss (4) ends the set. The cluster
+needs JobSet 0.10 or later.
 """
 
 import argparse
@@ -94,7 +95,7 @@ def set_rules() -> list[dict]:
       "name": "mistake",
       "action": "FailJobSet",
       "onJobFailureReasons": ["PodFailurePolicy"],
-      "onJobFailureMessagePatterns": ["matching FailJob rule at index 2"],
+      "onJobFailureMessagePatterns": ["matching FailJob rule at index 2$"],
     },
     {
       "name": "preempted",
@@ -200,7 +201,7 @@ def main() -> int:
     metavar="SECONDS",
     help="between SIGTERM and SIGKILL; default: 120, of which spot nodes give 25",
   )
-  shared.restarts(parser)
+  shared.restarts(parser, default=20, in_all=True)  # a JobSet cannot count otherwise
   options, command = parser.parse()
   shared.share(options.volume, "--volume=CLAIM:/PATH", command)
   topology = shared.topology(options.topology, options.slices)

@@ -99,7 +99,8 @@ def test_slurm_script(shown):
   }
   (srun,) = [line for line in text.splitlines() if line.startswith("srun")]
   assert shlex.split(srun)[1:] == [
-    "--kill-on-bad-exit=1",
+    "--kill-on-bad-exit=0",
+    "--wait=120",
     sys.executable,
     "-m",
     "set_diffusion_jax",
@@ -351,11 +352,11 @@ def test_a_recipe_with_its_text_is_launched(launch):
 def supervise(tmp_path, monkeypatch):
   """`supervise` of launch/local.py, over Python code instead of a training."""
   monkeypatch.chdir(tmp_path)
-  before = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
+  before = [signal.getsignal(number) for number in local.STOPS]
   yield lambda code, count, restarts: local.supervise(
     [sys.executable, "-c", code], count, None, restarts
   )
-  for number, handler in zip((signal.SIGTERM, signal.SIGINT), before, strict=True):
+  for number, handler in zip(local.STOPS, before, strict=True):
     signal.signal(number, handler)
 
 
