@@ -5,9 +5,9 @@
 
 Exit code 42 of a process (stopped by SIGTERM, after saving) starts all of them again;
 so does any other that is not final, but only --restarts times in a row, each within an
-hour of its start. 0, 2, 3, 4 and 130 end it, with that code. SIGTERM, Ctrl-C or the loss
-of the terminal lets the run save, and ends with 42. Where this program is killed, its
-processes are killed with it (on Linux).
+hour of its start. 0, 2, 3, 4 and 130 end it, with that code. SIGTERM, Ctrl-C or the
+loss of the terminal lets the run save, and ends with 42. Where this program is killed,
+its processes are killed with it (on Linux).
 """
 
 import contextlib
@@ -164,11 +164,11 @@ def supervise(
     The exit code.
   """
   stopped = threading.Event()
-  job = None
+  running: list[Job] = []
 
   def stop(number, frame):
     stopped.set()
-    if job is not None:
+    for job in running:
       job.signal(signal.SIGTERM)
 
   for number in STOPS:
@@ -178,7 +178,8 @@ def supervise(
   while not stopped.is_set():
     began = clock()
     with Job(program, processes, devices) as job:
-      if stopped.is_set():  # between the two lines above
+      running[:] = [job]
+      if stopped.is_set():  # while they were started
         job.signal(signal.SIGTERM)
       code = job.result()
     if stopped.is_set():

@@ -16,9 +16,9 @@ import sys
 from set_diffusion_jax.jobs import outcomes
 from set_diffusion_jax.launch import command as shared
 
-# How long tasks have to end by themselves once one has ended. A task that was killed for
-# another's end would have the higher code, 137, which srun passes on.
-WAIT = 120  # seconds; jax notices within 100 that another process is gone
+# Seconds that tasks have to end by themselves once one has ended. A task that is killed
+# for another's end would have the highest code, 137, which is the one of srun.
+WAIT = 120  # jax notices within 100 that another process is gone
 
 SCRIPT = """\
 #!/bin/bash

@@ -6,8 +6,8 @@
 
 Every host of every slice runs the image of launch/Dockerfile at each boot. A run in a
 bucket needs no shared disk; for other files --nfs=HOST:/SHARE is mounted as /runs.
-Where a run saved and stopped (42) it starts again, after a failure --restarts times in a
-row, each within an hour of its start.
+Where a run saved and stopped (42) it starts again, after a failure --restarts times in
+a row, each within an hour of its start.
 """
 
 import shlex

@@ -25,6 +25,7 @@ GKE = ["--name=mine", "--image=registry/image:1", "--volume=claim:/runs"]
 TPU = ["--name=mine", "--image=registry/image:1", "--project=p", "--zone=z"]
 NAMED = ["--", "train", "--config=quickstart:method=set", "--workdir=/runs/one"]
 RECIPE = ["--", "train", "--config=scale:recipe=owt_110m", "--workdir=/runs/one"]
+NODE = ["--gpus-per-node=8"]
 TPU += ["--nfs=10.0.0.2:/share"]
 
 
@@ -109,6 +110,11 @@ def test_slurm_script(shown):
   assert (
     subprocess.run(["bash", "-n"], input=text, text=True, check=False).returncode == 0
   )
+
+
+def test_one_task_drives_the_gpus_of_a_node(shown):
+  _, text = shown("slurm", *NODE, "--tasks-per-node=1")
+  assert "#SBATCH --ntasks-per-node=1\n#SBATCH --gpus-per-node=8\n" in text
 
 
 def test_queued_resources(shown):
@@ -317,6 +323,12 @@ def test_the_table_of_a_schema():
     ("local", ["--", "sample"], "must be one of train, evaluate"),
     ("local", [*COMMAND, "--process=1"], "the launcher sets this"),
     ("slurm", ["--name=Two_Words", *COMMAND], "--name: Two_Words"),
+    (
+      "slurm",
+      [*NODE, "--tasks-per-node=2", *COMMAND],
+      "must be 8, a task for each GPU",
+    ),
+    ("slurm", ["--restarts=-1", *COMMAND], "--restarts: -1: must be a whole number"),
     ("slurm", ["--node=2", *COMMAND], "unrecognized arguments: --node=2"),
     ("gke", [*GKE, "--topology=v9:1", *COMMAND], "--topology=v9:1: must be one of"),
     ("gke", [*GKE, "--topology=gpu:h100x12", *COMMAND], "whole machines of 8"),

@@ -3,7 +3,6 @@
 import itertools
 import signal
 import subprocess
-import sys
 import types
 
 import pytest
@@ -136,12 +135,9 @@ def by_restarts():
 def test_slurm_follows_the_table(tmp_path, monkeypatch):
   """The script of sbatch, as often as it asks for it to be put back into the queue."""
   monkeypatch.chdir(tmp_path)
-  options = types.SimpleNamespace(
-    **dict.fromkeys(
-      ("tasks_per_node", "gpus_per_node", "time", "partition", "account")
-    ),
-    **{"nodes": 1, "grace": 1, "sbatch": [], "python": sys.executable},
-  )
+  unset = ("tasks_per_node", "gpus_per_node", "time", "partition", "account")
+  options = types.SimpleNamespace(**dict.fromkeys(unset))
+  options.nodes, options.grace, options.sbatch, options.python = 1, 1, [], "python"
   programs = """
 srun() { return $CODE; }
 scontrol() { [ "$*" = "requeue $SLURM_JOB_ID" ] && asked=1; }
@@ -165,8 +161,7 @@ echo $((i + 1)) ${result% *}
 def test_tpu_follows_the_table():
   """What a host does from its boot on."""
   options = types.SimpleNamespace(
-    **{"nfs": None, "image": "registry/image:1", "grace": 1, "name": "mine"},
-    **{"project": "p", "zone": "z"},
+    nfs=None, image="registry/image:1", grace=1, name="mine", project="p", zone="z"
   )
   programs = """
 docker() { now=$((now + seconds[n])); n=$((n + 1)); return ${codes[n - 1]}; }
