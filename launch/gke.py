@@ -117,11 +117,14 @@ def pod(options, topology: Topology, command: list[str], count: int, each: int) 
     resource, variables = "google.com/tpu", []  # GKE says who is who
   if options.spot:
     labels["cloud.google.com/gke-spot"] = "true"
+  # Kubernetes replaces $(NAME) in arguments and values, and takes $$ for one $.
+  literal = lambda text: text.replace("$", "$$")
+  given = [{"name": name, "value": literal(value)} for name, value in options.env]
   container = {
     "name": CONTAINER,
     "image": options.image,
-    "args": command,
-    "env": [*job_variables(options), *variables],
+    "args": [literal(word) for word in command],
+    "env": [*job_variables(options), *variables, *given],
     "resources": {"limits": {resource: each}},
   }
   spec = {
@@ -131,10 +134,17 @@ def pod(options, topology: Topology, command: list[str], count: int, each: int) 
     "nodeSelector": labels,
     "containers": [container],
   }
+  places = []
   if options.volume is not None:
     claim, path = options.volume
-    container["volumeMounts"] = [{"name": "runs", "mountPath": path}]
-    spec["volumes"] = [{"name": "runs", "persistentVolumeClaim": {"claimName": claim}}]
+    places.append(("runs", path, {"persistentVolumeClaim": {"claimName": claim}}))
+  if not topology.is_tpu:  # NCCL connects GPUs of a node there; 64 MiB are the default
+    places.append(("memory", "/dev/shm", {"emptyDir": {"medium": "Memory"}}))
+  if places:
+    container["volumeMounts"] = [
+      {"name": n, "mountPath": path} for n, path, _ in places
+    ]
+    spec["volumes"] = [{"name": n, **source} for n, _, source in places]
   return spec
 
 

@@ -48,6 +48,7 @@ def startup(options, command: list[str]) -> str:
     mount = MOUNT.format(nfs=shlex.quote(options.nfs))
   job = f"{options.project}/{options.zone}/{options.name}"
   docker += [f"--env=SET_DIFFUSION_JOB={job}", "--env=SET_DIFFUSION_ATTEMPT"]
+  docker += [f"--env={name}={value}" for name, value in options.env]
   docker += [f"--stop-timeout={options.grace}", options.image, *command]
   return STARTUP.format(
     mount=mount,

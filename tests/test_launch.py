@@ -224,6 +224,37 @@ def test_service_accounts(manifest, shown):
   assert set(options) <= set(words)
 
 
+def test_variables_of_the_run(manifest, shown, monkeypatch):
+  monkeypatch.setenv("HERE", "as it is")
+  given = ["--env=HERE", "--env=B=a=$(HOME) $$ it's\n2 lines", "--env=EMPTY="]
+  values = {"HERE": "as it is", "B": "a=$(HOME) $$ it's\n2 lines", "EMPTY": ""}
+  command = [*BUCKET, "--config.data.source=$(HOME)"]
+  found = manifest("--topology=gpu:h100x16", *given, command=command)
+  assert jobset.mistakes(found) == []
+  (container,) = job_of(found)[2]["containers"]
+  variables = {v["name"]: v["value"] for v in container["env"] if "value" in v}
+  # Kubernetes replaces $(NAME) and reads $$ as one $.
+  assert {name: variables[name].replace("$$", "$") for name in values} == values
+  assert "$(" not in re.sub(r"\$\$", "", "".join([*container["args"], variables["B"]]))
+  _, text = shown("tpu", *TPU, "--topology=v5e:4x4", *given)
+  docker = text[text.index("docker run") : text.index("  code=$?")]
+  assert is_bash(text)
+  words = shlex.split(docker)
+  assert {f"--env={name}={value}" for name, value in values.items()} <= set(words)
+  assert words[-len(COMMAND) :] == ["registry/image:1", *COMMAND[1:]]
+
+
+def test_gpus_have_shared_memory(manifest):
+  found = manifest("--topology=gpu:h100x16")
+  assert jobset.mistakes(found) == []
+  pod = job_of(found)[2]
+  mounts = {m["name"]: m["mountPath"] for m in pod["containers"][0]["volumeMounts"]}
+  assert mounts == {"runs": "/runs", "memory": "/dev/shm"}
+  assert {"name": "memory", "emptyDir": {"medium": "Memory"}} in pod["volumes"]
+  pod = job_of(manifest("--topology=v5e:4x4"))[2]
+  assert [volume["name"] for volume in pod["volumes"]] == ["runs"]
+
+
 @pytest.mark.parametrize(
   ("verb", "words", "named"),
   [
@@ -335,6 +366,14 @@ def test_the_table_of_a_schema():
     ("gke", [*GKE, "--topology=v5e:2x3", *COMMAND], "must be a multiple of the 4"),
     ("gke", [*GKE[:2], "--volume=runs", "--topology=v4:2x2x1"], "must be CLAIM:/PATH"),
     ("gke", [*GKE, "--topology=gpu:b300x8", *COMMAND], "GKE has a label of nodes"),
+    ("gke", [*GKE, "--env=A-B=1"], "--env: A-B=1: must be NAME=VALUE or NAME"),
+    ("gke", [*GKE, "--env=NOT_SET_HERE"], "--env: NOT_SET_HERE: is not set here"),
+    ("tpu", [*TPU, "--env=JAX_PROCESS_ID=1"], "JAX_PROCESS_ID: the launcher or the"),
+    (
+      "gke",
+      [*GKE, "--env=A=1", "--env=A=2", "--topology=v4:2x2x1", *COMMAND],
+      "A: is given 2",
+    ),
     ("tpu", [*TPU, "--topology=gpu:h100x8", *COMMAND], "must be one of TPUs"),
     ("tpu", [*TPU, "--topology=tpu7x:2x2x1", *COMMAND], "are had through GKE"),
     ("slurm", ["--", "train", "--config=quikstart"], "the names are corpora, quickst"),

@@ -161,7 +161,13 @@ echo $((i + 1)) ${result% *}
 def test_tpu_follows_the_table():
   """What a host does from its boot on."""
   options = types.SimpleNamespace(
-    nfs=None, image="registry/image:1", grace=1, name="mine", project="p", zone="z"
+    nfs=None,
+    image="registry/image:1",
+    grace=1,
+    name="mine",
+    project="p",
+    zone="z",
+    env=[],
   )
   programs = """
 docker() { now=$((now + seconds[n])); n=$((n + 1)); return ${codes[n - 1]}; }
