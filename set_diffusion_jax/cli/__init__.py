@@ -128,6 +128,7 @@ def _run(argv: list[str]) -> int:
       arguments.workdir,
       profile=arguments.profile,
       lease_timeout=arguments.lease_timeout,
+      whole_process=True,
     )
   elif arguments.verb == "prepare":
     prepare(arguments, configuration)
