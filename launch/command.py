@@ -20,6 +20,19 @@ from set_diffusion_jax.config.checks import check_text
 from set_diffusion_jax.errors import UserError
 
 VERBS = ("train", "evaluate")
+# What tells processes who they are, which is not for --env.
+_OWN = (
+  "SET_DIFFUSION_JOB",
+  "SET_DIFFUSION_ATTEMPT",
+  "JAX_COORDINATOR_ADDRESS",
+  "JAX_NUM_PROCESSES",
+  "JAX_PROCESS_ID",
+  "TPU_WORKER_ID",
+  "TPU_WORKER_HOSTNAMES",
+  "TPU_PROCESS_ADDRESSES",
+)
+# Seconds. A start that lasted longer did well: failures are counted from anew after it.
+LASTING = 3600
 # Options whose files are needed before or after the machines are there.
 _KEPT = ("--workdir", "--checkpoint", "--output", "--by-output")
 
@@ -54,6 +67,10 @@ class Launcher(argparse.ArgumentParser):
     for word in command:
       if word.split("=")[0] in ("--coordinator", "--processes", "--process"):
         self.error(f"{word}: the launcher sets this")
+    names = [name for name, _ in getattr(options, "env", ())]
+    for name in names:
+      if names.count(name) > 1:
+        self.error(f"--env={name}: is given {names.count(name)} times")
     if command[0] == "train":
       refuse(command[1:])
     return options, command
@@ -102,12 +119,33 @@ def whole(text: str) -> int:
   return int(text)
 
 
+def count(text: str) -> int:
+  """A number of things, or none."""
+  if not text.isdigit():
+    raise argparse.ArgumentTypeError(f"{text}: must be a whole number, at least 0")
+  return int(text)
+
+
 def name(text: str) -> str:
   """A name that every scheduler takes: also one of a host."""
   if not re.fullmatch(r"[a-z]([a-z0-9-]{0,38}[a-z0-9])?", text):
     right = "must be lower-case letters, digits and dashes, at most 40"
     raise argparse.ArgumentTypeError(f"{text}: {right}")
   return text
+
+
+def variable(text: str) -> tuple[str, str]:
+  """NAME=VALUE of an environment; NAME alone has the value that it has here."""
+  name, given, value = text.partition("=")
+  if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+    right = "must be NAME=VALUE or NAME, of letters, digits and _"
+    raise argparse.ArgumentTypeError(f"{text}: {right}")
+  if name in _OWN or name.startswith("MEGASCALE_"):
+    raise argparse.ArgumentTypeError(f"{name}: the launcher or the platform sets this")
+  if not given and name not in os.environ:
+    right = f"is not set here; must be {name}=VALUE, or set"
+    raise argparse.ArgumentTypeError(f"{name}: {right}")
+  return name, value if given else os.environ[name]
 
 
 def machines(parser: Launcher) -> None:
@@ -117,16 +155,33 @@ def machines(parser: Launcher) -> None:
   parser.add_argument("--topology", required=True, help="as plan has it")
   parser.add_argument("--slices", type=whole, default=1, metavar="N")
   parser.add_argument("--spot", action="store_true", help="may be taken back")
+  parser.add_argument(
+    "--env",
+    type=variable,
+    action="append",
+    default=[],
+    metavar="NAME[=VALUE]",
+    help="in the environment of the run, several times; NAME alone: with the value "
+    "that it has here. Whoever may look at the job can read it",
+  )
 
 
-def restarts(parser: Launcher) -> None:
-  """Adds --restarts."""
+def restarts(parser: Launcher, default: int = 3, in_all: bool = False) -> None:
+  """Adds --restarts.
+
+  Args:
+    parser: gets the option.
+    default: how many.
+    in_all: failures are counted over the whole job, not only those in a row.
+  """
+  counted = "in all" if in_all else "in a row, each within an hour of its start"
   parser.add_argument(
     "--restarts",
-    type=int,
-    default=3,
+    type=count,
+    default=default,
     metavar="N",
-    help="after crashes; a run that saved and stopped is always restarted; default: 3",
+    help=f"after failures {counted}; a run that saved and stopped is always started "
+    f"again; default: {default}",
   )
 
 

@@ -6,8 +6,9 @@
 A slice of TPUs is a job of the set, a host of it a pod; for GPUs there is one job. The
 image is that of launch/Dockerfile. A run in a bucket needs no volume; other files are
 on a claim that all pods can mount, --volume=runs:/runs. A run that saved and stopped
-(42), or lost its node, is restarted for free; after a crash it is --restarts times; a
-mistake (2) or a diverged loss (4) ends the set.
+(42), or whose pods Kubernetes evicts, is restarted for free; after a failure it is
+--restarts times in all; a mistake (2) or a diverged loss (4) ends the set. The cluster
+needs JobSet 0.10 or later.
 """
 
 import argparse
@@ -94,7 +95,7 @@ def set_rules() -> list[dict]:
       "name": "mistake",
       "action": "FailJobSet",
       "onJobFailureReasons": ["PodFailurePolicy"],
-      "onJobFailureMessagePatterns": ["matching FailJob rule at index 2"],
+      "onJobFailureMessagePatterns": ["matching FailJob rule at index 2$"],
     },
     {
       "name": "preempted",
@@ -116,11 +117,14 @@ def pod(options, topology: Topology, command: list[str], count: int, each: int) 
     resource, variables = "google.com/tpu", []  # GKE says who is who
   if options.spot:
     labels["cloud.google.com/gke-spot"] = "true"
+  # Kubernetes replaces $(NAME) in arguments and values, and takes $$ for one $.
+  literal = lambda text: text.replace("$", "$$")
+  given = [{"name": name, "value": literal(value)} for name, value in options.env]
   container = {
     "name": CONTAINER,
     "image": options.image,
-    "args": command,
-    "env": [*job_variables(options), *variables],
+    "args": [literal(word) for word in command],
+    "env": [*job_variables(options), *variables, *given],
     "resources": {"limits": {resource: each}},
   }
   spec = {
@@ -130,10 +134,17 @@ def pod(options, topology: Topology, command: list[str], count: int, each: int) 
     "nodeSelector": labels,
     "containers": [container],
   }
+  places = []
   if options.volume is not None:
     claim, path = options.volume
-    container["volumeMounts"] = [{"name": "runs", "mountPath": path}]
-    spec["volumes"] = [{"name": "runs", "persistentVolumeClaim": {"claimName": claim}}]
+    places.append(("runs", path, {"persistentVolumeClaim": {"claimName": claim}}))
+  if not topology.is_tpu:  # NCCL connects GPUs of a node there; 64 MiB are the default
+    places.append(("memory", "/dev/shm", {"emptyDir": {"medium": "Memory"}}))
+  if places:
+    container["volumeMounts"] = [
+      {"name": n, "mountPath": path} for n, path, _ in places
+    ]
+    spec["volumes"] = [{"name": n, **source} for n, _, source in places]
   return spec
 
 
@@ -200,7 +211,7 @@ def main() -> int:
     metavar="SECONDS",
     help="between SIGTERM and SIGKILL; default: 120, of which spot nodes give 25",
   )
-  shared.restarts(parser)
+  shared.restarts(parser, default=20, in_all=True)  # a JobSet cannot count otherwise
   options, command = parser.parse()
   shared.share(options.volume, "--volume=CLAIM:/PATH", command)
   topology = shared.topology(options.topology, options.slices)

@@ -4,11 +4,13 @@
   python launch/local.py --processes=4 --devices=2 -- train --config=... --workdir=...
 
 Exit code 42 of a process (stopped by SIGTERM, after saving) starts all of them again;
-so does any other that is not final, but only --restarts times. 0, 2, 3, 4 and 130 end
-it, with that code. SIGTERM or Ctrl-C to this program lets the
-run save, and ends with 42.
+so does any other that is not final, but only --restarts times in a row, each within an
+hour of its start. 0, 2, 3, 4 and 130 end it, with that code. SIGTERM, Ctrl-C or the
+loss of the terminal lets the run save, and ends with 42. Where this program is killed,
+its processes are killed with it (on Linux).
 """
 
+import contextlib
 import os
 import queue
 import shlex
@@ -18,11 +20,23 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 
 from set_diffusion_jax.jobs import outcomes
 from set_diffusion_jax.launch import command as shared
 
 GRACE = 20.0  # seconds that processes have to end when one of them has ended badly
+STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+# Becomes the program after its first argument, the number of the process that started
+# it, and is killed when that one ends, however it does. Only Linux has prctl.
+TETHER = """\
+import ctypes, os, signal, sys
+if hasattr(ctypes.CDLL(None), "prctl"):
+  ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG, which exec keeps
+  if os.getppid() != int(sys.argv[1]):
+    os.kill(os.getpid(), signal.SIGKILL)  # it had ended before
+os.execv(sys.argv[2], sys.argv[2:])
+"""
 
 
 def environment(processes: int, devices: int | None, index: int, port: int) -> dict:
@@ -49,30 +63,43 @@ def free_port() -> int:
 
 
 class Job:
-  """The processes of one attempt."""
+  """The processes of one attempt; none of them is left at the end of the context."""
 
   def __init__(self, program: list[str], processes: int, devices: int | None):
     port = free_port()
+    # -I and -S: nothing of the user's is imported, which makes it quick.
+    tether = [sys.executable, "-I", "-S", "-c", TETHER, str(os.getpid())]
     self._ended: queue.Queue[tuple[int, int]] = queue.Queue()
-    self.processes = []
-    for index in range(processes):
-      process = subprocess.Popen(
-        program,
-        env={**os.environ, **environment(processes, devices, index, port)},
-        stdout=subprocess.PIPE if index else None,
-        stderr=subprocess.STDOUT if index else None,
-        text=True,
-        start_new_session=True,  # Ctrl-C reaches them through this program alone
-      )
-      self.processes.append(process)
-      threading.Thread(target=self._wait, args=(index, process), daemon=True).start()
+    self.processes: list[subprocess.Popen] = []
+    try:
+      for index in range(processes):
+        process = subprocess.Popen(
+          [*tether, *program],
+          env={**os.environ, **environment(processes, devices, index, port)},
+          stdout=subprocess.PIPE if index else None,
+          stderr=subprocess.STDOUT if index else None,
+          text=True,
+          errors="replace",
+          start_new_session=True,  # Ctrl-C reaches them through this program alone
+        )
+        self.processes.append(process)
+        threading.Thread(target=self._wait, args=(index, process), daemon=True).start()
+    except BaseException:
+      self.kill()
+      raise
+
+  def __enter__(self) -> "Job":
+    return self
+
+  def __exit__(self, *exception) -> None:
+    self.kill()
 
   def _wait(self, index: int, process: subprocess.Popen) -> None:
     """Prints what a process prints, with its number, until it has ended."""
     if process.stdout is not None:
       with process.stdout:
         for line in process.stdout:
-          print(f"[{index}] {line}", end="", file=sys.stderr, flush=True)
+          _print(f"[{index}] {line}")
     code = process.wait()
     self._ended.put((index, code if code >= 0 else 128 - code))
 
@@ -106,37 +133,65 @@ class Job:
     self.signal(signal.SIGKILL)
 
 
+def _print(text: str) -> None:
+  """To where errors go, if there still is such a place: a terminal may be gone."""
+  with contextlib.suppress(OSError):
+    print(text, end="", file=sys.stderr, flush=True)
+
+
 def say(line: str) -> None:
   """Something of the launcher's own."""
-  print(f"launch: {line}", file=sys.stderr, flush=True)
+  _print(f"launch: {line}\n")
 
 
 def supervise(
-  program: list[str], processes: int, devices: int | None, restarts: int
+  program: list[str],
+  processes: int,
+  devices: int | None,
+  restarts: int,
+  clock: Callable[[], float] = time.monotonic,
 ) -> int:
-  """Runs until it is through or cannot go on; the exit code."""
+  """Runs until it is through or cannot go on.
+
+  Args:
+    program: the command that each process runs.
+    processes: how many.
+    devices: CPU devices of each; None: whatever jax finds.
+    restarts: after so many failures in a row, each within an hour of its start.
+    clock: in seconds.
+
+  Returns:
+    The exit code.
+  """
   stopped = threading.Event()
-  job = None
+  running: list[Job] = []
 
   def stop(number, frame):
     stopped.set()
-    if job is not None:
+    for job in running:
       job.signal(signal.SIGTERM)
 
-  signal.signal(signal.SIGTERM, stop)
-  signal.signal(signal.SIGINT, stop)
+  for number in STOPS:
+    if signal.getsignal(number) != signal.SIG_IGN:  # as nohup wants SIGHUP
+      signal.signal(number, stop)
+  left = restarts
   while not stopped.is_set():
-    job = Job(program, processes, devices)
-    if stopped.is_set():  # between the two lines above
-      job.signal(signal.SIGTERM)
-    code = job.result()
+    began = clock()
+    with Job(program, processes, devices) as job:
+      running[:] = [job]
+      if stopped.is_set():  # while they were started
+        job.signal(signal.SIGTERM)
+      code = job.result()
     if stopped.is_set():
       return code
-    if outcomes.then(code) == "free":
+    if clock() - began > shared.LASTING:
+      left = restarts
+    then = outcomes.then(code)
+    if then == "free":
       say("stopped after saving; starting again")
-    elif outcomes.then(code) == "counted" and restarts > 0:
-      restarts -= 1
-      say(f"starting again; {restarts} restarts are left")
+    elif then == "counted" and left > 0:
+      left -= 1
+      say(f"starting again; {left} restarts are left")
     else:
       return code
   return outcomes.PREEMPTED

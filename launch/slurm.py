@@ -3,9 +3,11 @@
   python launch/slurm.py --nodes=8 --gpus-per-node=8 --time=24:00:00 -- train \
     --config=configs/mine.py --workdir=/shared/runs/mine
 
-There is one process a GPU, or one a node without GPUs. Slurm's time limit and
-preemption send SIGTERM: the run saves, ends with 42 and is put back into the queue.
-After a crash it is, too, --restarts times. All nodes must see the work directory.
+There is one process a GPU, or one a node without GPUs; with --tasks-per-node=1 one
+process drives all GPUs of its node. Slurm's time limit and preemption send SIGTERM: the
+run saves, ends with 42 and is put back into the queue. After a failure it is, too,
+--restarts times in a row, each within an hour of its start. All nodes must see the work
+directory.
 """
 
 import shlex
@@ -14,18 +16,23 @@ import sys
 from set_diffusion_jax.jobs import outcomes
 from set_diffusion_jax.launch import command as shared
 
+# Seconds that tasks have to end by themselves once one has ended. A task that is killed
+# for another's end would have the highest code, 137, which is the one of srun.
+WAIT = 120  # jax notices within 100 that another process is gone
+
 SCRIPT = """\
 #!/bin/bash
 {options}
-srun --kill-on-bad-exit=1 {program}
+srun --kill-on-bad-exit=0 --wait={wait} {program}
 code=$?
+failures="{name}-$SLURM_JOB_ID.failures"
+[ $SECONDS -gt {lasting} ] && rm --force "$failures"
 case $code in
   {final}) ;;
   {free}) scontrol requeue "$SLURM_JOB_ID" ;;
   *)
-    crashes="{name}-$SLURM_JOB_ID.crashes"
-    echo "$code" >> "$crashes"
-    [ "$(wc -l < "$crashes")" -le {restarts} ] && scontrol requeue "$SLURM_JOB_ID" ;;
+    echo "$code" >> "$failures"
+    [ "$(wc -l < "$failures")" -le {restarts} ] && scontrol requeue "$SLURM_JOB_ID" ;;
 esac
 exit $code
 """
@@ -50,6 +57,8 @@ def script(options, command: list[str]) -> str:
     options="\n".join(f"#SBATCH {shlex.quote(option)}" for option in given),
     program=shlex.join([options.python, "-m", "set_diffusion_jax", *command]),
     name=options.name,
+    wait=WAIT,
+    lasting=shared.LASTING,
     final="|".join(map(str, outcomes.FINAL)),
     free="|".join(map(str, outcomes.FREE)),
     restarts=options.restarts,
@@ -63,7 +72,10 @@ def main() -> int:
   parser.add_argument("--nodes", type=shared.whole, default=1, metavar="N")
   parser.add_argument("--gpus-per-node", type=shared.whole, metavar="N")
   parser.add_argument(
-    "--tasks-per-node", type=shared.whole, metavar="N", help="default: its GPUs, or 1"
+    "--tasks-per-node",
+    type=shared.whole,
+    metavar="N",
+    help="one for each GPU of the node, which is the default, or 1 for all of them",
   )
   parser.add_argument("--time", help="limit, as sbatch has it")
   parser.add_argument("--partition")
@@ -87,6 +99,10 @@ def main() -> int:
   )
   shared.restarts(parser)
   options, command = parser.parse()
+  tasks, gpus = options.tasks_per_node, options.gpus_per_node
+  if None not in (tasks, gpus) and tasks not in (1, gpus):
+    right = f"must be {gpus}, a task for each GPU of a node, or 1 for all of them"
+    parser.error(f"--tasks-per-node={tasks}: {right}")
   return shared.run(["sbatch"], script(options, command), options.dry_run)
 
 

@@ -6,7 +6,8 @@
 
 Every host of every slice runs the image of launch/Dockerfile at each boot. A run in a
 bucket needs no shared disk; for other files --nfs=HOST:/SHARE is mounted as /runs.
-Where a run saved and stopped (42) it starts again, after a crash --restarts times.
+Where a run saved and stopped (42) it starts again, after a failure --restarts times in
+a row, each within an hour of its start.
 """
 
 import shlex
@@ -29,6 +30,7 @@ while true; do
   export SET_DIFFUSION_ATTEMPT=$(date +%s)
   {docker}
   code=$?
+  [ $(($(date +%s) - SET_DIFFUSION_ATTEMPT)) -gt {lasting} ] && left={restarts}
   case $code in
     {final}) exit $code ;;
     {free}) ;;
@@ -46,11 +48,13 @@ def startup(options, command: list[str]) -> str:
     mount = MOUNT.format(nfs=shlex.quote(options.nfs))
   job = f"{options.project}/{options.zone}/{options.name}"
   docker += [f"--env=SET_DIFFUSION_JOB={job}", "--env=SET_DIFFUSION_ATTEMPT"]
+  docker += [f"--env={name}={value}" for name, value in options.env]
   docker += [f"--stop-timeout={options.grace}", options.image, *command]
   return STARTUP.format(
     mount=mount,
     registry=shlex.quote(options.image.split("/")[0]),
     restarts=options.restarts,
+    lasting=shared.LASTING,
     docker=shlex.join(docker),
     final="|".join(map(str, outcomes.FINAL)),
     free="|".join(map(str, outcomes.FREE)),

@@ -26,6 +26,14 @@ EXPLICIT = {
   "JAX_NUM_PROCESSES": "4",
   "JAX_PROCESS_ID": "3",
 }
+GPUS = (
+  "SLURM_STEP_TASKS_PER_NODE",
+  "SLURM_GPUS_ON_NODE",
+  "CUDA_VISIBLE_DEVICES",
+  "ROCR_VISIBLE_DEVICES",
+  "JAX_LOCAL_DEVICE_IDS",
+  "JAX_PLATFORMS",
+)
 GKE = {"TPU_WORKER_HOSTNAMES": "a,b", "TPU_WORKER_ID": "1"}
 
 
@@ -68,8 +76,52 @@ def test_flags_then_environment_then_scheduler(
     monkeypatch.setenv(name, value)
   cluster.start(**flags)
   ((given, named),) = joined
-  assert given == expected
+  assert given[:3] == expected
   assert named["cluster_detection_method"] == detection
+
+
+@pytest.mark.parametrize(
+  "tasks, node, seen, expected",
+  [
+    ("8(x2)", "8", "0,1,2,3,4,5,6,7", None),  # jax gives each the one of its number
+    ("1(x2)", "8", "0,1,2,3,4,5,6,7", list(range(8))),
+    ("1(x2)", "4", "", list(range(4))),
+    ("1", "", "GPU-3f,GPU-77", [0, 1]),
+    ("8(x2)", "8", "3", [0]),  # bound by Slurm: a task sees its own only
+    ("2(x2)", "8", "4,5,6,7", [0, 1, 2, 3]),
+    ("2(x2)", "", "", None),  # no GPUs
+  ],
+)
+def test_the_gpus_of_a_slurm_task(joined, monkeypatch, tasks, node, seen, expected):
+  for name, value in SLURM.items():
+    monkeypatch.setenv(name, value)
+  for name, value in zip(GPUS, (tasks, node, seen, "", None, None), strict=True):
+    monkeypatch.delenv(name, raising=False)
+    if value is not None:
+      monkeypatch.setenv(name, value)
+  cluster.start()
+  ((given, _),) = joined
+  assert given[3] == expected
+  monkeypatch.setenv("JAX_LOCAL_DEVICE_IDS", "1")  # the user's own choice counts
+  cluster.start()
+  assert joined[1][0][3] is None
+
+
+@pytest.mark.parametrize("tasks", ["2(x3)", "1,2", "16"])
+def test_slurm_tasks_that_leave_gpus_unused(joined, monkeypatch, tasks):
+  for name in GPUS:
+    monkeypatch.delenv(name, raising=False)
+  for name, value in SLURM.items():
+    monkeypatch.setenv(name, value)
+  monkeypatch.setenv("SLURM_STEP_TASKS_PER_NODE", tasks)
+  monkeypatch.setenv("SLURM_GPUS_ON_NODE", "8")
+  with pytest.raises(UserError) as error:
+    cluster.start()
+  assert f"SLURM_STEP_TASKS_PER_NODE={tasks}: with 8 GPUs" in str(error.value)
+  assert joined == []
+  monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+  cluster.start()
+  assert joined[0][0][3] is None
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ GKE = ["--name=mine", "--image=registry/image:1", "--volume=claim:/runs"]
 TPU = ["--name=mine", "--image=registry/image:1", "--project=p", "--zone=z"]
 NAMED = ["--", "train", "--config=quickstart:method=set", "--workdir=/runs/one"]
 RECIPE = ["--", "train", "--config=scale:recipe=owt_110m", "--workdir=/runs/one"]
+NODE = ["--gpus-per-node=8"]
 TPU += ["--nfs=10.0.0.2:/share"]
 
 
@@ -99,7 +100,8 @@ def test_slurm_script(shown):
   }
   (srun,) = [line for line in text.splitlines() if line.startswith("srun")]
   assert shlex.split(srun)[1:] == [
-    "--kill-on-bad-exit=1",
+    "--kill-on-bad-exit=0",
+    "--wait=120",
     sys.executable,
     "-m",
     "set_diffusion_jax",
@@ -108,6 +110,11 @@ def test_slurm_script(shown):
   assert (
     subprocess.run(["bash", "-n"], input=text, text=True, check=False).returncode == 0
   )
+
+
+def test_one_task_drives_the_gpus_of_a_node(shown):
+  _, text = shown("slurm", *NODE, "--tasks-per-node=1")
+  assert "#SBATCH --ntasks-per-node=1\n#SBATCH --gpus-per-node=8\n" in text
 
 
 def test_queued_resources(shown):
@@ -217,6 +224,37 @@ def test_service_accounts(manifest, shown):
   assert set(options) <= set(words)
 
 
+def test_variables_of_the_run(manifest, shown, monkeypatch):
+  monkeypatch.setenv("HERE", "as it is")
+  given = ["--env=HERE", "--env=B=a=$(HOME) $$ it's\n2 lines", "--env=EMPTY="]
+  values = {"HERE": "as it is", "B": "a=$(HOME) $$ it's\n2 lines", "EMPTY": ""}
+  command = [*BUCKET, "--config.data.source=$(HOME)"]
+  found = manifest("--topology=gpu:h100x16", *given, command=command)
+  assert jobset.mistakes(found) == []
+  (container,) = job_of(found)[2]["containers"]
+  variables = {v["name"]: v["value"] for v in container["env"] if "value" in v}
+  # Kubernetes replaces $(NAME) and reads $$ as one $.
+  assert {name: variables[name].replace("$$", "$") for name in values} == values
+  assert "$(" not in re.sub(r"\$\$", "", "".join([*container["args"], variables["B"]]))
+  _, text = shown("tpu", *TPU, "--topology=v5e:4x4", *given)
+  docker = text[text.index("docker run") : text.index("  code=$?")]
+  assert is_bash(text)
+  words = shlex.split(docker)
+  assert {f"--env={name}={value}" for name, value in values.items()} <= set(words)
+  assert words[-len(COMMAND) :] == ["registry/image:1", *COMMAND[1:]]
+
+
+def test_gpus_have_shared_memory(manifest):
+  found = manifest("--topology=gpu:h100x16")
+  assert jobset.mistakes(found) == []
+  pod = job_of(found)[2]
+  mounts = {m["name"]: m["mountPath"] for m in pod["containers"][0]["volumeMounts"]}
+  assert mounts == {"runs": "/runs", "memory": "/dev/shm"}
+  assert {"name": "memory", "emptyDir": {"medium": "Memory"}} in pod["volumes"]
+  pod = job_of(manifest("--topology=v5e:4x4"))[2]
+  assert [volume["name"] for volume in pod["volumes"]] == ["runs"]
+
+
 @pytest.mark.parametrize(
   ("verb", "words", "named"),
   [
@@ -316,12 +354,26 @@ def test_the_table_of_a_schema():
     ("local", ["--", "sample"], "must be one of train, evaluate"),
     ("local", [*COMMAND, "--process=1"], "the launcher sets this"),
     ("slurm", ["--name=Two_Words", *COMMAND], "--name: Two_Words"),
+    (
+      "slurm",
+      [*NODE, "--tasks-per-node=2", *COMMAND],
+      "must be 8, a task for each GPU",
+    ),
+    ("slurm", ["--restarts=-1", *COMMAND], "--restarts: -1: must be a whole number"),
     ("slurm", ["--node=2", *COMMAND], "unrecognized arguments: --node=2"),
     ("gke", [*GKE, "--topology=v9:1", *COMMAND], "--topology=v9:1: must be one of"),
     ("gke", [*GKE, "--topology=gpu:h100x12", *COMMAND], "whole machines of 8"),
     ("gke", [*GKE, "--topology=v5e:2x3", *COMMAND], "must be a multiple of the 4"),
     ("gke", [*GKE[:2], "--volume=runs", "--topology=v4:2x2x1"], "must be CLAIM:/PATH"),
     ("gke", [*GKE, "--topology=gpu:b300x8", *COMMAND], "GKE has a label of nodes"),
+    ("gke", [*GKE, "--env=A-B=1"], "--env: A-B=1: must be NAME=VALUE or NAME"),
+    ("gke", [*GKE, "--env=NOT_SET_HERE"], "--env: NOT_SET_HERE: is not set here"),
+    ("tpu", [*TPU, "--env=JAX_PROCESS_ID=1"], "JAX_PROCESS_ID: the launcher or the"),
+    (
+      "gke",
+      [*GKE, "--env=A=1", "--env=A=2", "--topology=v4:2x2x1", *COMMAND],
+      "A: is given 2",
+    ),
     ("tpu", [*TPU, "--topology=gpu:h100x8", *COMMAND], "must be one of TPUs"),
     ("tpu", [*TPU, "--topology=tpu7x:2x2x1", *COMMAND], "are had through GKE"),
     ("slurm", ["--", "train", "--config=quikstart"], "the names are corpora, quickst"),
@@ -351,11 +403,11 @@ def test_a_recipe_with_its_text_is_launched(launch):
 def supervise(tmp_path, monkeypatch):
   """`supervise` of launch/local.py, over Python code instead of a training."""
   monkeypatch.chdir(tmp_path)
-  before = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
+  before = [signal.getsignal(number) for number in local.STOPS]
   yield lambda code, count, restarts: local.supervise(
     [sys.executable, "-c", code], count, None, restarts
   )
-  for number, handler in zip((signal.SIGTERM, signal.SIGINT), before, strict=True):
+  for number, handler in zip(local.STOPS, before, strict=True):
     signal.signal(number, handler)
 
 

@@ -160,6 +160,7 @@ def _run(argv: list[str], watched: bool) -> int:
       arguments.workdir,
       profile=arguments.profile,
       lease_timeout=arguments.lease_timeout,
+      whole_process=True,
     )
   elif arguments.verb == "prepare":
     prepare(arguments, configuration)

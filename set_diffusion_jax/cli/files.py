@@ -127,6 +127,7 @@ def _is_open_or_special(path: pathlib.Path) -> bool:
 
 # What a checkpoint's directory holds; other files may be written there.
 _PARTS = ("config.json", "metrics.jsonl", "generation_config.json", "manifest.json")
+_PARTS += ("goodput.jsonl",)
 _PARTS += ("backbone_config.json", "special_tokens_map.json", "added_tokens.json")
 _PARTS += ("merges.txt", "chat_template.jinja")
 _ENDS = (".index.json", ".safetensors", ".bin", ".ckpt", ".pt", ".pth", ".model")

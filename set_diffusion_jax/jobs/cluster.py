@@ -4,6 +4,7 @@ import contextlib
 import glob
 import importlib.util
 import os
+import re
 import sys
 import threading
 
@@ -41,8 +42,10 @@ def start(
     timeout: seconds to wait for all of them.
 
   Raises:
-    UserError: some of the first three are missing or wrong.
+    UserError: some of the first three are missing or wrong, or tasks of Slurm would
+      leave GPUs of a node unused.
   """
+  gpus = None
   given = _explicit(coordinator, processes, process)
   if given is not None:
     address, count, index = given
@@ -50,7 +53,7 @@ def start(
     detection = "deactivate"
   elif (found := _scheduler()) is not None:
     address = count = index = None
-    who, detection = found, None
+    who, detection, gpus = found, None, _slurm_gpus()
   else:
     return
   # jax's own time limit ends in a C++ stack trace: ours comes first.
@@ -60,6 +63,7 @@ def start(
         address,
         count,
         index,
+        gpus,
         cluster_detection_method=detection,
         initialization_timeout=timeout + 60,
         shutdown_timeout_seconds=60,
@@ -128,6 +132,36 @@ def _scheduler() -> str | None:
   wanted = "tpu" in environment.get("JAX_PLATFORMS", "tpu")
   if on_tpu and wanted and importlib.util.find_spec("libtpu"):
     return "Cloud TPU worker"
+  return None
+
+
+def _slurm_gpus() -> list[int] | None:
+  """The GPUs of a task, by their numbers among those that it sees.
+
+  None leaves the choice to jax, which gives each task the one of its local number.
+
+  Raises:
+    UserError: that would leave some unused, or be too few.
+  """
+  environment = os.environ
+  by_hand = "JAX_LOCAL_DEVICE_IDS" in environment
+  on_cpu = environment.get("JAX_PLATFORMS", "").startswith("cpu")
+  if by_hand or on_cpu or "SLURM_STEP_TASKS_PER_NODE" not in environment:
+    return None
+  # Such as 8(x2),4: two nodes with eight tasks, and one with four.
+  counts = environment["SLURM_STEP_TASKS_PER_NODE"]
+  tasks = max(map(int, re.findall(r"(?:^|,)(\d+)", counts)))
+  names = environment.get("CUDA_VISIBLE_DEVICES", "")
+  names = names or environment.get("ROCR_VISIBLE_DEVICES", "")
+  node = int(environment.get("SLURM_GPUS_ON_NODE") or 0)
+  seen = len(names.split(",")) if names else node
+  if 0 < seen < node or (seen and tasks == 1):  # those bound to this task, or all
+    return list(range(seen))
+  if seen not in (0, tasks):
+    raise UserError(
+      f"SLURM_STEP_TASKS_PER_NODE={counts}: with {seen} GPUs on a node must be {seen}, "
+      "a task for each, or 1 for all of them (--ntasks-per-node)"
+    )
   return None
 
 

@@ -80,6 +80,11 @@ class MetricsWriter:
           raise
         self._published = time.monotonic()  # these rows go with the next copy
 
+  def keep(self, name: str, content: str) -> None:
+    """Writes a file beside the metrics, in the place of one that is there."""
+    if self._active:
+      disk.write_whole(self._folder / name, content)
+
   def publish(self) -> None:
     """Copies what has been written to the bucket of the run, if it is in one."""
     if self._active and self._bucket is not None:

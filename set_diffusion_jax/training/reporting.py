@@ -11,6 +11,7 @@ from set_diffusion_jax.hardware.chips import peak_flops
 from set_diffusion_jax.jobs import processes
 from set_diffusion_jax.jobs.phases import here
 from set_diffusion_jax.training import state
+from set_diffusion_jax.training.goodput import Goodput
 from set_diffusion_jax.training.metrics import MetricsWriter, Progress
 from set_diffusion_jax.training.step import Program
 from set_diffusion_jax.training.throughput import CompileTime
@@ -28,11 +29,13 @@ class Journal:
     writer: MetricsWriter,
     progress: Progress,
     compiled: CompileTime,
+    goodput: Goodput,
     step: int,
   ):
     config = program.config
     self._rate = state.learning_rate(config.optimizer, config.train)
     self._writer, self._progress, self._compiled = writer, progress, compiled
+    self._goodput = goodput
     self.pending: list[tuple[int, dict]] = []
     self._length = config.data.length * config.train.batch_size
     peak = peak_flops(jax.devices()[0].device_kind)
@@ -92,7 +95,7 @@ class Journal:
     if "gradient_variance" in metrics:
       variances = [float(m["gradient_variance"]) for _, m in pending]
       values["train/gradient_variance"] = float(np.mean(variances))
-    values |= self._stragglers(step, seconds)
+    values |= self._stragglers(step, seconds) | self._goodput.reached(step)
     self._writer.write(step, values)
     line = f"step {step}  loss {loss:.4f} nats/token"
     line += f"  {values['train/tokens_per_second']:,.0f} tokens/s"
@@ -139,7 +142,7 @@ class Journal:
         f"step {step}  noise levels from [{clip.t_min:g}, {clip.t_max:g}]: variance of "
         f"a set's loss {clip.variance:.3f}, on [0, 1] {clip.full_variance:.3f}"
       )
-    self._writer.write(step, values)
+    self._writer.write(step, values | self._goodput.reached(step))
     self._progress.say(
       f"step {step}  held out: {quality.bits_per_byte:.3f} bits/byte  "
       f"perplexity {quality.perplexity:.3f}"

@@ -15,6 +15,7 @@ from set_diffusion_jax.numerics import settled
 from set_diffusion_jax.storage import places, refusals, workdir
 from set_diffusion_jax.storage.checkpoint import Checkpoints
 from set_diffusion_jax.storage.lease import TIMEOUT
+from set_diffusion_jax.training.goodput import Goodput, read_starts
 from set_diffusion_jax.training.home import Home
 from set_diffusion_jax.training.loop import Loop
 from set_diffusion_jax.training.metrics import MetricsWriter, Progress
@@ -31,6 +32,7 @@ def train(
   label: str = "",
   profile: bool = False,
   lease_timeout: float = TIMEOUT,
+  whole_process: bool = False,
 ) -> None:
   """Trains in a work directory, or goes on from its last whole checkpoint.
 
@@ -43,6 +45,8 @@ def train(
     label: stands before what is printed.
     profile: whether a trace of a few steps goes to `directory`/profile.
     lease_timeout: seconds, see `Lease`.
+    whole_process: whether the time before this call, of imports and of meeting the
+      others, counts as the run's.
 
   Raises:
     UserError: the configuration, the data or the directory cannot be used; nothing
@@ -53,6 +57,9 @@ def train(
     DiskError: the disk or a quota is full, or a store refuses what it took before.
     StoreError: a store could not be reached for about a minute.
   """
+  before = here.seconds()
+  if whole_process:
+    before = dict.fromkeys(before, 0.0)
   processes.check_same(_facts(config, directory))
   processes.from_first(lambda: places.reach(directory, "--workdir"))
   with here.phase("data"):
@@ -84,9 +91,12 @@ def train(
     with (
       disk_told(f"--workdir={directory}", "steps that are whole are kept"),
       refusals.told(f"--workdir={directory}"),
-      checkpoints,
       MetricsWriter(directory, first, owed, writes) as writer,
       Progress(total, first, label, active=writes) as progress,
+      Goodput(
+        read_starts(directory) if writes else [], first, total, before, writer, progress
+      ) as goodput,
+      checkpoints,
       CompileTime() as compiled,
       Trace(directory / "profile" if profile and writes else None, first) as trace,
     ):
@@ -94,7 +104,7 @@ def train(
       lines = [*home.news, run.objective.where(), lost, *run.corpus.notes, *news]
       for line in filter(None, lines):
         progress.say(line)
-      journal = Journal(run, writer, progress, compiled, first)
+      journal = Journal(run, writer, progress, compiled, goodput, first)
       loop = Loop(
         run, evaluator, batches, home, checkpoints, journal, preemption, weights_from
       )
