@@ -158,10 +158,11 @@ class Home:
   ) -> Account:
     read = {"restore": folder / "run/checkpoints", "init": self.folder / "weights"}
     read["compile"] = jobs.CACHE.name
-    where = read.get(cell.phase, self.folder / "corpus") if cell else ""
+    phase = cell.phase if cell else None
     plan = {
       "cell": cell._asdict() if cell else None,
-      "unreadable": [os.path.realpath(where)],
+      "unreadable": os.path.realpath(read.get(phase, self.folder / "corpus")),
+      "records": phase not in read,
       "plant": plant,
     }
     (folder / victim.CELL).write_text(json.dumps(plan))

@@ -44,7 +44,8 @@ def first_codes(cell: Cell, index: int) -> set[int]:
     return done | {outcomes.FAILED, outcomes.PREEMPTED}
   if index == cell.process:
     return {DEADLY[cell.event]}
-  unmet = {outcomes.UNREACHABLE} if cell.phase == "meeting" else set()
+  # Who has not met the others yet waits, as long as the launcher lets it.
+  unmet = {outcomes.UNREACHABLE, 137} if cell.phase == "meeting" else set()
   return done | unmet | {outcomes.FAILED}
 
 
