@@ -32,7 +32,9 @@ def main() -> int:
     action="store_true",
     help="write what came of the cells of seed 0 into docs",
   )
-  parser.add_argument("--keep", type=pathlib.Path, help="folder for what cells printed and noted")
+  parser.add_argument(
+    "--keep", type=pathlib.Path, help="folder for what cells printed and noted"
+  )
   arguments = parser.parse_args()
   if arguments.write and (arguments.quick or arguments.seed):
     parser.error("--write: the page shows the cells of seed 0")
