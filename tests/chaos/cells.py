@@ -17,7 +17,7 @@ PHASES = (
   "evaluation",
   "exit",
 )
-# What they are is in report.EVENTS.
+# What they are is in docs/failures.md.
 EVENTS = (
   "SIGKILL",
   "SIGTERM",

@@ -169,11 +169,11 @@ class Home:
     words += [f"--processes={processes}", f"--restarts={RESTARTS}", "--", "train"]
     words += [f"--config={self._file}", f"--workdir={folder}/run", *more]
     words += ["--meeting-timeout=60", f"--stuck-after={STUCK}"]
-    paths = os.pathsep.join([str(HOOK), str(jobs.ROOT)])
-    variables = jobs.environment(1, PYTHONPATH=paths)
+    paths = [str(HOOK), str(jobs.ROOT), os.environ.get("PYTHONPATH", "")]
+    variables = jobs.environment(1, PYTHONPATH=os.pathsep.join(filter(None, paths)))
     variables |= {"XLA_FLAGS": jobs.QUICK_COMPILATION, victim.FOLDER: str(folder)}
     launches = [_launch(words, variables, folder, cell, limit)]
-    if launches[0].code != 0 and not launches[0].left:
+    if launches[0].code not in (0, None) and not launches[0].left:
       launches.append(_launch(words, variables, folder, None, limit))
     return Account(launches, _notes(folder), folder / "run")
 

@@ -4,55 +4,87 @@ import pathlib
 import re
 from typing import NamedTuple
 
-from tests.chaos.cells import Cell
+from tests.chaos.cells import EVENTS, PHASES, Cell
 from tests.chaos.job import Account
 from tests.jobs import ROOT
 
 PAGE = ROOT / "docs/failures.md"
-NOT_RUN = "not run"
+FAILED, NOT_RUN = "FAILED", "not run"  # in the place of an outcome
 
-TOP = """# What happens to a job, and what the job does
+# What an event stands for, and what the suite does.
+_EVENTS = {
+  "SIGKILL": (
+    "a machine is gone, or its memory was full",
+    "the signal is sent to the process",
+  ),
+  "SIGTERM": (
+    "a scheduler takes a machine back",
+    "the signal is sent to the process",
+  ),
+  "SIGSTOP": (
+    "a process is there and does nothing any more",
+    "the signal is sent to the process; nothing wakes it",
+  ),
+  "SIGSEGV": (
+    "a fault in a library or a driver",
+    "the signal is sent to the process",
+  ),
+  "exit in a thread": (
+    "code that ends the process past all handlers",
+    "another thread calls `os._exit(1)`",
+  ),
+  "full disk": (
+    "a disk or a quota of one host is full",
+    "from then on whatever the process writes into a file is refused",
+  ),
+  "unreadable file": (
+    "a disk or a share of one host fails",
+    "from then on reading is an I/O error in the process: in init of the weights that "
+    "the run starts from, in restore of its checkpoints, in compile of the compilation "
+    "cache, elsewhere of the corpus",
+  ),
+  "clock jumps": (
+    "the clock of one host is set",
+    "from then on the wall clock of the process is an hour off",
+  ),
+}
 
-`python -m tests.chaos --write` wrote this page. It starts small jobs with
-`launch/local.py`, several processes on one machine, and has one thing happen to each,
-once, at a moment that a seed draws. `python -m tests.chaos --list` shows the moments.
+_TOP = """# What happens to a job, and what the job does
 
-A job has passed if it ended, by itself or after the same command was given again, with
-exactly the metrics and parameters of a job that was left alone. It must not hang, leave
-processes behind, show a traceback, or be started more often than once for what happened.
+This page is written by `python -m tests.chaos --write`. It runs small jobs with
+`launch/local.py`, two or four processes on one machine, and one thing happens to each
+job, at a moment that a seed draws (`--list` shows them).
+
+A job has passed if it ends, by itself or after the same command is given once more,
+with exactly the metrics and parameters of a job that was left alone. It must not hang,
+leave processes behind, show a traceback, or start more than once for what happened.
 
 | event | what it stands for | what is done |
 |---|---|---|
-| SIGKILL | the machine is gone, or its memory was full | the process is killed |
-| SIGTERM | a scheduler takes the machine back | the signal is sent to one process |
-| SIGSTOP | a process that is there and does nothing, such as one that waits for a disk | it is stopped, for good |
-| SIGSEGV | a fault in a library or a driver | the signal is sent to the process |
-| exit in a thread | code that ends the process past all handlers | a second thread calls `os._exit(1)` |
-| full disk | a disk or a quota is full, for one host | from then on every file that it writes is refused |
-| unreadable file | a disk or a share of one host fails | from then on reading fails with an I/O error: of the weights in init, of the checkpoints in restore, of the compilation cache in compile, of the corpus elsewhere |
-| clock jumps | the clock of one host is set | from then on its wall clock is an hour off |
+{events}
 
-How the columns are to be read:
+How to read the columns:
 
-- **phase**: what the process was doing, or process 0, if the launcher was hit. *First
-  step* is that of a process, which still connects; *exit* is after the last save.
-- **role**: *first* is process 0, which coordinates the others and writes; *launcher* is
-  `launch/local.py` itself. If the launcher is gone or stopped, the suite does what a
-  user would: once no process is left, it kills a stopped launcher and starts it again.
-- **codes**: with which the processes of the first attempt ended, in their order
-  ([launch.md](launch.md#exit-codes-and-what-restarts)), as far as the launcher was there
-  to see them; a signal N is 128 + N. A stopped process is killed by the launcher.
-- **seconds lost**: from the event until the job was where it had been, most of which is
-  the start of Python and jax on two busy cores. In the exit it is until the end.
+- **phase**: what the process was doing; process 0, if it is the launcher that is hit.
+  *First step* is the first of a process, which connects to the others in it, *step* a
+  later one; *exit* is after the last save.
+- **role**: *first* is process 0, which writes metrics and prints; *other* is any other
+  one; *launcher* is `launch/local.py`. When a launcher and its processes are gone it is
+  started again, as a user would; one that is stopped is killed before.
+- **codes**: with which the processes of the first attempt ended, in their order, as far
+  as the launcher was there to see it. Their meaning is in
+  [launch.md](launch.md#exit-codes-and-what-restarts); a signal N is 128 + N, and it is
+  the launcher that kills a stopped process.
+- **seconds lost**: from the event until the job is where it was. Most of it is the
+  start of Python and jax by several processes on two cores.
 
 """
-
 _HEAD = ("phase", "event", "role", "processes", "outcome", "codes", "seconds lost")
 _RULE = "|---" * len(_HEAD) + "|"
 
 
 class Row(NamedTuple):
-  """A line of the table besides the cell."""
+  """What came of a cell, as the table has it."""
 
   outcome: str
   codes: str
@@ -60,12 +92,17 @@ class Row(NamedTuple):
 
 
 def row(outcome: str, account: Account, faults: list[str]) -> Row:
-  """What came of a cell."""
-  seconds = account.seconds()
-  codes = account.codes()
+  """The row of a cell.
+
+  Args:
+    outcome: see `verdict.outcome`.
+    account: what came of the cell.
+    faults: what is wrong with it.
+  """
+  seconds, codes = account.seconds(), account.codes()
   seen = ", ".join(map(str, codes[0].values())) if codes else ""
   lost = "" if seconds is None else f"{seconds:.0f}"
-  return Row("FAILED" if faults else outcome, seen, lost)
+  return Row(FAILED if faults else outcome, seen, lost)
 
 
 def key(cell: Cell) -> tuple[str, ...]:
@@ -74,19 +111,24 @@ def key(cell: Cell) -> tuple[str, ...]:
 
 
 def read(page: pathlib.Path = PAGE) -> dict[tuple[str, ...], Row]:
-  """The table of the page as it is; empty if there is no page."""
+  """The table of a page, by `key`; empty if there is no page."""
   text = page.read_text() if page.exists() else ""
-  table = text.partition(_RULE + "\n")[2]
-  lines = [re.split(r" *\| *", line.strip("| ")) for line in table.splitlines()]
-  return {tuple(words[:4]): Row(*words[4:]) for words in lines if len(words) == 7}
+  lines = text.partition(_RULE + "\n")[2].splitlines()
+  rows = [[word.strip() for word in line.strip("|").split("|")] for line in lines]
+  return {tuple(words[:4]): Row(*words[4:]) for words in rows}
 
 
 def write(
   cells: list[Cell], rows: dict[tuple[str, ...], Row], page: pathlib.Path = PAGE
 ) -> None:
-  """Writes the page, with a row for each cell."""
-  lines = [" | ".join(_HEAD).join(("| ", " |")), _RULE]
-  for cell in cells:
-    row = rows.get(key(cell), Row(NOT_RUN, "", ""))
-    lines.append(" | ".join([*key(cell), *row]).join(("| ", " |")))
-  page.write_text(TOP + "\n".join(lines) + "\n")
+  """Writes a page, with a row for each cell, in the order of a run."""
+  events = [_line((event, *_EVENTS[event])) for event in EVENTS]
+  lines = [_line(_HEAD), _RULE]
+  order = lambda cell: (PHASES.index(cell.phase), EVENTS.index(cell.event), cell.role)
+  for cell in sorted(cells, key=order):
+    lines.append(_line((*key(cell), *rows.get(key(cell), Row(NOT_RUN, "", "")))))
+  page.write_text(_TOP.format(events="\n".join(events)) + "\n".join(lines) + "\n")
+
+
+def _line(words) -> str:
+  return re.sub(r" +", " ", f"| {' | '.join(words)} |")
