@@ -173,6 +173,7 @@ def test_tpu_follows_the_table():
 docker() { now=$((now + seconds[n])); n=$((n + 1)); return ${codes[n - 1]}; }
 date() { echo $now; }
 gcloud() { :; }
+curl() { :; }
 sleep() { :; }
 n=0 now=0
 """
