@@ -21,7 +21,7 @@ GONE = ("SUSPENDED", "FAILED")  # as it stays, once preempted or not had in time
 # What gcloud says where the same would be refused again.
 LASTING = (
   "PERMISSION_DENIED|INVALID_ARGUMENT|UNAUTHENTICATED|HTTPError 40[13]|"
-  "does not have permission"
+  "does not have permission|have an active account"
 )
 
 
@@ -51,7 +51,8 @@ class Request:
     zone: where it is.
     create: the command that asks for it.
     startup: the script that each host runs, the standard input of `create`.
-    end: the object that holds the code with which the run ended; None: there is none.
+    end: the object with the code of the run, when it has ended, and the last lines that
+      it printed; None: there is none.
   """
 
   name: str
@@ -94,9 +95,11 @@ def look(request: Request) -> tuple[str, int | None]:
   end = None
   if request.end is not None:
     end = _gcloud(request.read_end(), absent="matched no objects")
+  code, *printed = (end or "").splitlines() or [""]
+  ended = f"the run ended with {code}"
   if answer is None and end is not None:
-    line = f"the run ended with {int(end)}; remove {request.end} to start it again"
-    return line, int(end)
+    last = f": {printed[-1]}" if printed else ""
+    return f"{ended}{last} (remove {request.end} to start it again)", int(code)
   if answer is None:
     _gcloud(request.create, text=request.startup)
     return "asked for", None
@@ -105,7 +108,7 @@ def look(request: Request) -> tuple[str, int | None]:
   if state != "DELETING" and (end is not None or state in GONE):
     _gcloud(delete(request.name, request.project, request.zone))
     reason = found.get("failedData", {}).get("error", {}).get("message")
-    then = "to be asked for again" if end is None else f"the run ended with {int(end)}"
+    then = "to be asked for again" if end is None else ended
     return f"{state}{f' ({reason})' if reason else ''}: deleted; {then}", None
   return state, None
 
@@ -147,14 +150,13 @@ def watch(request: Request, pause: Callable[[float], None] = time.sleep) -> int:
 def show(request: Request) -> None:
   """Prints every command that a look may run; what is no comment asks for it."""
   asked = [request.describe()]
-  absent = "Where there is none"
+  absent, gone = "Where there is none", f"Where it is {' or '.join(GONE)}"
   if request.end is not None:
     asked.append(request.read_end())
-    absent += ", and no end of the run"
+    absent, gone = f"{absent}, nor an end of the run", f"{gone}, or the run has ended"
   rows = ["# Each look asks:", *(f"#   {shlex.join(words)}" for words in asked)]
-  rows.append(f"# Where it is {' or '.join(GONE)}, or the run has ended:")
-  gone = delete(request.name, request.project, request.zone)
-  rows += [f"#   {shlex.join(gone)}", f"# {absent}:"]
+  words = delete(request.name, request.project, request.zone)
+  rows += [f"# {gone}:", f"#   {shlex.join(words)}", f"# {absent}:"]
   create = f"{shared.lines(request.create)} <<'END'\n{request.startup}END"
   shared.show("\n".join([*rows, create]))
 

@@ -37,17 +37,18 @@ attribute() {{
 again() {{
   for try in 1 2 3 4 5 6 7 8 9 10; do "$@" && return; sleep 30; done
 }}
+# With a code; what the run last printed is kept, as its machines are not.
 finish() {{
   slice=$(attribute tpu-env |
     sed --quiet "s/^MEGASCALE_SLICE_ID: *'*\\([0-9]*\\).*/\\1/p")
   if [ "$(attribute agent-worker-number)" = 0 ] && [ "${{slice:-0}}" = 0 ]; then
-{end}    again {delete}
-  fi
+{end}  fi
   exit "$1"
 }}
 left={restarts}
 while true; do
   export SET_DIFFUSION_ATTEMPT=$(date +%s)
+  docker rm --force run > /dev/null 2>&1
   {docker}
   code=$?
   [ $(($(date +%s) - SET_DIFFUSION_ATTEMPT)) -gt {lasting} ] && left={restarts}
@@ -61,29 +62,46 @@ done
 """
 # Hosts that no longer meet lack one of them: new machines may do better.
 END = """\
-    written() {{ echo "$1" | gcloud storage cp - {end}; }}
+    written() {{ {{ echo "$1"; docker logs --tail=50 run 2>&1; }} | {write}; }}
     [ "$1" = {unreachable} ] || again written "$1"
 """
 
 
+def at_the_end(options, command: list[str]) -> str:
+  """What the first host does when the run has ended.
+
+  Where nothing keeps what the run has printed, it keeps the machines.
+  """
+  kept = end_of_run(options.name, command)
+  if kept is None and not any(word.startswith("--output=") for word in command):
+    return '    echo "the machines are kept, with what the run has printed"\n'
+  done = ""
+  if kept is not None:
+    folder = kept.rpartition("/")[0]
+    write = f"gcloud storage cp - {shlex.quote(kept)}"
+    if not kept.startswith("gs://"):
+      write = f"mkdir --parents {shlex.quote(folder)} && cat > {shlex.quote(kept)}"
+      write = f"{{ {write}; }}"
+    done = END.format(write=write, unreachable=outcomes.UNREACHABLE)
+  words = queued.delete(options.name, options.project, options.zone)
+  return f"{done}    again {shlex.join(words)}\n"
+
+
 def end_of_run(name: str, command: list[str]) -> str | None:
-  """The object that says how a run ended, beside its steps if these are in a bucket."""
+  """The file or object, beside its steps, that says how a training ended."""
   for word in command[1:]:
     option, _, place = word.partition("=")
-    if command[0] == "train" and option == "--workdir" and place.startswith("gs://"):
+    if command[0] == "train" and option == "--workdir":
       return f"{place.rstrip('/')}/.ended/{name}"
   return None
 
 
 def startup(options, command: list[str]) -> str:
   """What every host runs when it boots."""
-  docker, mount = "docker run --rm --privileged --network=host".split(), ""
+  docker, mount = "docker run --name=run --privileged --network=host".split(), ""
   if options.nfs is not None:
     docker.append("--volume=/runs:/runs")
     mount = MOUNT.format(nfs=shlex.quote(options.nfs))
-  end = end_of_run(options.name, command)
-  if end is not None:
-    end = END.format(end=shlex.quote(end), unreachable=outcomes.UNREACHABLE)
   job = f"{options.project}/{options.zone}/{options.name}"
   docker += [f"--env=SET_DIFFUSION_JOB={job}", "--env=SET_DIFFUSION_ATTEMPT"]
   docker += [f"--env={name}={value}" for name, value in options.env]
@@ -93,8 +111,7 @@ def startup(options, command: list[str]) -> str:
     registry=shlex.quote(options.image.split("/")[0]),
     restarts=options.restarts,
     lasting=shared.LASTING,
-    end=end or "",
-    delete=shlex.join(queued.delete(options.name, options.project, options.zone)),
+    end=at_the_end(options, command),
     docker=shlex.join(docker),
     final="|".join(map(str, outcomes.FINAL)),
     free="|".join(map(str, outcomes.FREE)),
@@ -161,13 +178,14 @@ def main() -> int:
   if topology.chip.cloud.kind is None:
     right = "such TPUs are had through GKE: launch/gke.py"
     parser.error(f"--topology={options.topology}: {right}")
+  end = end_of_run(options.name, command)
   request = queued.Request(
     options.name,
     options.project,
     options.zone,
     create(options, topology),
     startup(options, command),
-    end_of_run(options.name, command),
+    end if end is not None and end.startswith("gs://") else None,
   )
   if options.watch and request.end is None:
     right = "needs train --workdir=gs://BUCKET/PATH, where its hosts write how it ended"

@@ -57,7 +57,7 @@ class Cloud:
       return
     self.state = self._coming.pop(0)
     if isinstance(self.state, int):
-      self.end, self.state = f"{self.state}\n", "ACTIVE"
+      self.end, self.state = f"{self.state}\nstep 1\nerror: why\n", "ACTIVE"
       if self.gives_back:
         self.state, self._coming = "DELETING", ["DELETING", None]
 

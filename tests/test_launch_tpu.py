@@ -73,7 +73,8 @@ def test_the_watch_goes_on_to_the_end(cloud, capsys, gives_back):
   assert found.commands.count("delete") == 3 + (not gives_back)
   lines = capsys.readouterr().err.splitlines()
   assert all(a != b for a, b in itertools.pairwise(lines))
-  assert f"the run ended with 4; remove {END} to start it again" in lines[-1]
+  last = f"mine: the run ended with 4: error: why (remove {END} to start it again)"
+  assert lines[-1].endswith(last)
   # A finished run is not started again.
   assert queued.watch(REQUEST, found.tick) == queued.once(REQUEST) == 4
   assert found.commands.count("create") == 4
@@ -149,12 +150,18 @@ def test_without_a_bucket_nothing_is_known_of_the_end(cloud):
 def test_where_the_end_is_written():
   for place in ("gs://bucket/run", "gs://bucket/run/"):
     assert tpu.end_of_run("mine", ["train", f"--workdir={place}"]) == END
-  for words in (["train", "--workdir=/runs/a"], ["evaluate", "--workdir=gs://b/run"]):
-    assert tpu.end_of_run("mine", words) is None
+  assert tpu.end_of_run("mine", ["evaluate", "--workdir=gs://b/run"]) is None
 
 
 PROGRAMS = """
-docker() { return CODE; }
+docker() {
+  case "$1 ${@: -1}" in
+    run*) return CODE ;;
+    "logs run") echo last lines ;;
+    "rm run") ;;
+    *) return 1 ;;
+  esac
+}
 sleep() { :; }
 curl() {
   case ${@: -1} in
@@ -164,7 +171,7 @@ curl() {
   esac
 }
 gcloud() {
-  [ "$2 $3" = "cp -" ] && echo "$* $(cat)" >> log || echo "$*" >> log
+  [ "$2 $3" = "cp -" ] && echo $* $(cat) >> log || echo "$*" >> log
   [ $(wc -l < log) -gt FAILURES ]
 }
 """
@@ -190,17 +197,25 @@ DELETE += " --quiet --force --async"
 
 def test_the_first_host_gives_the_machines_back(tmp_path):
   for code in (*outcomes.FINAL, 1, outcomes.FAILED, 137):
-    assert host(tmp_path, code) == [f"storage cp - {END} {code}", DELETE]
+    assert host(tmp_path, code) == [f"storage cp - {END} {code} last lines", DELETE]
   # What did not meet is asked for again by a watch: nothing says that the run ended.
   assert host(tmp_path, outcomes.UNREACHABLE) == [DELETE]
-  assert host(tmp_path, 0, slice="") == [f"storage cp - {END} 0", DELETE]
-  assert host(tmp_path, 0, command=["train", "--workdir=/runs/a"]) == [DELETE]
+  assert host(tmp_path, 0, slice="") == [f"storage cp - {END} 0 last lines", DELETE]
   for others in ({"worker": 1}, {"worker": ""}, {"slice": "MEGASCALE_SLICE_ID: '1'"}):
     assert host(tmp_path, 0, **others) == []
 
 
+def test_what_a_run_has_printed_is_not_given_back(tmp_path):
+  share = f"--workdir={tmp_path}/run"
+  assert host(tmp_path, 4, command=["train", share]) == [DELETE]
+  assert (tmp_path / "run/.ended/mine").read_text() == "4\nlast lines\n"
+  figures = ["evaluate", "--checkpoint=/runs/a"]
+  assert host(tmp_path, 0, command=[*figures, "--output=/runs/b.json"]) == [DELETE]
+  assert host(tmp_path, 0, command=figures) == []
+
+
 def test_giving_back_is_tried_again(tmp_path):
-  written = f"storage cp - {END} 2"
+  written = f"storage cp - {END} 2 last lines"
   assert host(tmp_path, 2, failures=3) == [written] * 3 + [DELETE]
   found = host(tmp_path, 2, failures=99)
   assert found == [written] * 10 + [DELETE] * 10
