@@ -5,6 +5,7 @@ itself stands after `--` and goes to set-diffusion as it is.
 """
 
 import argparse
+import contextlib
 import itertools
 import os
 import pathlib
@@ -205,6 +206,12 @@ def lines(words: Sequence[str]) -> str:
   cuts = [0, *options, len(words)]
   rows = [shlex.join(words[a:b]) for a, b in itertools.pairwise(cuts) if a < b]
   return " \\\n  ".join(rows)
+
+
+def say(line: str) -> None:
+  """Something of a launcher's own, if there still is a terminal to say it to."""
+  with contextlib.suppress(OSError):
+    print(f"launch: {line}", file=sys.stderr, flush=True)
 
 
 def show(text: str) -> None:

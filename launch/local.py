@@ -99,7 +99,8 @@ class Job:
     if process.stdout is not None:
       with process.stdout:
         for line in process.stdout:
-          _print(f"[{index}] {line}")
+          with contextlib.suppress(OSError):  # a terminal may be gone
+            print(f"[{index}] {line}", end="", file=sys.stderr, flush=True)
     code = process.wait()
     self._ended.put((index, code if code >= 0 else 128 - code))
 
@@ -117,7 +118,7 @@ class Job:
         continue
       codes.append(code)
       if code not in (0, outcomes.PREEMPTED) and deadline is None:
-        say(f"process {index} ended with {code}")
+        shared.say(f"process {index} ended with {code}")
         deadline = time.monotonic() + GRACE
     bad = [code for code in codes if code not in (0, outcomes.PREEMPTED)]
     return bad[0] if bad else max(codes)
@@ -131,17 +132,6 @@ class Job:
   def kill(self) -> None:
     """Ends all that still run."""
     self.signal(signal.SIGKILL)
-
-
-def _print(text: str) -> None:
-  """To where errors go, if there still is such a place: a terminal may be gone."""
-  with contextlib.suppress(OSError):
-    print(text, end="", file=sys.stderr, flush=True)
-
-
-def say(line: str) -> None:
-  """Something of the launcher's own."""
-  _print(f"launch: {line}\n")
 
 
 def supervise(
@@ -188,10 +178,10 @@ def supervise(
       left = restarts
     then = outcomes.then(code)
     if then == "free":
-      say("stopped after saving; starting again")
+      shared.say("stopped after saving; starting again")
     elif then == "counted" and left > 0:
       left -= 1
-      say(f"starting again; {left} restarts are left")
+      shared.say(f"starting again; {left} restarts are left")
     else:
       return code
   return outcomes.PREEMPTED

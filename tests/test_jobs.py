@@ -12,9 +12,11 @@ import sys
 import threading
 import time
 
+import jax
 import pytest
 
-from set_diffusion_jax.jobs import clock, links, outcomes, phases
+from set_diffusion_jax import cli
+from set_diffusion_jax.jobs import clock, links, outcomes, phases, watch
 from set_diffusion_jax.jobs.peers import Peers
 from set_diffusion_jax.jobs.stops import Stops
 from tests import jobs, tiny
@@ -363,3 +365,88 @@ def test_a_mistake_that_one_process_meets_alone(tmp_path):
     for number in range(2):
       lines = [x for x in job.text(number).splitlines() if x.startswith("error: ")]
       assert len(lines) == 1, job.text(number)
+
+
+SLOW = """
+import sys, time
+from set_diffusion_jax import __main__
+from set_diffusion_jax.jobs import clock, phases
+clock.SLOW_FLOOR = 8.0  # seconds, more than from one beat to the next
+enter = phases.Phases._change
+def stay(self, act):
+  enter(self, act)
+  if (self.now.phase, self.now.step) == ("input", 5):
+    time.sleep(SECONDS)
+phases.Phases._change = stay
+sys.exit(__main__.main())
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.jobs
+def test_a_slow_process_is_named(tmp_path):
+  """Once, while the others wait for it; the run goes on."""
+  words = command(tmp_path, f"--workdir={tmp_path}/run", train__steps=8)
+  words += [f"--coordinator=127.0.0.1:{jobs.free_port()}", "--processes=2"]
+  started = []
+  for number in range(2):
+    code = SLOW.replace("SECONDS", str(20 * number))
+    log = tmp_path / f"log-{number}"
+    with log.open("w") as output:
+      process = subprocess.Popen(
+        [sys.executable, "-c", code, *words, f"--process={number}"],
+        cwd=jobs.ROOT,
+        env=jobs.environment(1),
+        stdout=output,
+        stderr=output,
+      )
+    started.append((process, log))
+  for process, log in started:
+    assert process.wait(jobs.TIMEOUT) == 0, log.read_text()
+  lines = [x for x in started[0][1].read_text().splitlines() if "behind" in x]
+  (line,) = lines
+  assert re.match(
+    r"WARNING: step \(step \d\) for \d+ s, the longest before took \d+\.\d s; behind "
+    r"the others are process 1 on \S+ \(input \(step 5\) for \d+ s\)$",
+    line,
+  )
+
+
+@pytest.fixture
+def watched(monkeypatch):
+  """The ends of a process that looks as if it were watched."""
+  ends = []
+
+  class Watching:
+    def fail(self, line, code=outcomes.FAILED):
+      ends.append((line, code))
+      raise SystemExit(code)
+
+  monkeypatch.setattr(watch, "_current", Watching())
+  return ends
+
+
+@pytest.mark.parametrize(
+  "text, code, line",
+  [
+    (
+      "RESOURCE_EXHAUSTED: Out of memory allocating 7 bytes\nmore",
+      outcomes.MISFIT,
+      "error: RESOURCE_EXHAUSTED: Out of memory allocating 7 bytes; a smaller batch, "
+      "train.accumulate or another mesh need less; ask plan",
+    ),
+    (
+      "INTERNAL: a chip is gone",
+      outcomes.FAILED,
+      "error: a device or a peer failed: INTERNAL: a chip is gone",
+    ),
+  ],
+  ids=["memory", "device"],
+)
+def test_errors_of_the_runtime(watched, text, code, line):
+  def act():
+    raise jax.errors.JaxRuntimeError(text)
+
+  with pytest.raises(SystemExit):
+    cli.guarded(act)
+  assert watched == [(line, code)]

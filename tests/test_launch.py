@@ -56,7 +56,7 @@ def shown(launch):
     command, _, rest = output.partition(" <<'END'\n")
     text, _, end = rest.rpartition("END\n")
     assert end == ""
-    return shlex.split(command.replace("\\\n", "")), text
+    return shlex.split(command.replace("\\\n", ""), comments=True), text
 
   return show
 
@@ -419,6 +419,9 @@ log = pathlib.Path(f"attempts-{me}")
 attempt = len(log.read_text()) if log.exists() else 0
 log.write_text("x" * (attempt + 1))
 code = CODES[attempt]
+other = pathlib.Path("attempts-1")  # of which the end of process 0 may be the end
+while not (other.exists() and len(other.read_text()) > attempt):
+  time.sleep(0.01)
 if me == 1 and code not in (0, 42):
   time.sleep(60)  # a survivor that waits for the one that died
 if code < 0:

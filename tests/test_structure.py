@@ -33,7 +33,7 @@ LEVELS = [
   ["storage.checksums", "storage.event_loops", "storage.workdir"],
   ["storage.saved"],
   ["storage.checkpoint"],
-  ["training.home", "training.goodput"],
+  ["training.home", "training.goodput", "training.compilation_cache"],
   ["hardware"],
   ["likelihood.objective", "training.state"],
   ["decode", "evaluate", "weights", "convert"],

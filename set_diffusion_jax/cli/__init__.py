@@ -133,8 +133,11 @@ def _fail(error: Exception) -> None:
   if watching is None:
     return
   if isinstance(error, jax.errors.JaxRuntimeError):
-    first = str(error).strip().splitlines()[0]
-    watching.fail(f"error: a device or a peer failed: {terminal.line(first)}")
+    first = terminal.line(str(error).strip().splitlines()[0])
+    if "RESOURCE_EXHAUSTED" in first and "memory" in first.lower():
+      right = "a smaller batch, train.accumulate or another mesh need less; ask plan"
+      watching.fail(f"error: {first}; {right}", outcomes.MISFIT)
+    watching.fail(f"error: a device or a peer failed: {first}")
   elif jax.distributed.is_initialized():
     text = traceback.format_exc()
     watching.fail(f"{text}error: {terminal.line(repr(error))}", code=1)

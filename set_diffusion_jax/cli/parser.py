@@ -18,13 +18,13 @@ from set_diffusion_jax.cli.values import (
 from set_diffusion_jax.config import COMMITS, WEIGHTS
 from set_diffusion_jax.data.zero_shot import ZERO_SHOT
 from set_diffusion_jax.errors import UserError
+from set_diffusion_jax.jobs.outcomes import OUTCOMES
 from set_diffusion_jax.storage.lease import TIMEOUT
 
-_ABOUT = """Set Diffusion language models: train, evaluate, generate, convert.
+_CODES = "; ".join(f"{code} {meaning}" for code, meaning, _ in OUTCOMES)
+_ABOUT = f"""Set Diffusion language models: train, evaluate, generate, convert.
 
-Exit codes: 0 done; 2 your mistake, one line on stderr; 3 does not fit (plan); 4
-non-finite loss; 5 the processes of a job could not meet; 42 stopped by SIGTERM, after
-saving; 130 interrupted.
+Exit codes: {_CODES}.
 """
 _CONFIG_HELP = (
   "--config=FILE[:key=value,...] names the configuration (required): a file, or an "

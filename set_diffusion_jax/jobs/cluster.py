@@ -71,12 +71,12 @@ def start(
       # Gloo connects devices when they first compute together, and waits 30 s for it:
       # now, before one process compiles longer than another.
       multihost_utils.sync_global_devices("met")
-      _link(address)
+      _link(address, who)
     except (RuntimeError, ValueError) as error:
       _give_up(who, str(error).strip().splitlines()[0])
 
 
-def _link(address: str | None) -> None:
+def _link(address: str | None, who: str) -> None:
   """Lets the processes, which have met, know of each other's end."""
   if jax.process_count() == 1:
     return
@@ -84,7 +84,9 @@ def _link(address: str | None) -> None:
   watching.hear_signals()  # jax has a handler of its own, which sees them only in steps
   host = address.rpartition(":")[0] if address else None
   invite = lambda mine: processes.gather(mine)[0]
-  watching.connect(jax.process_index(), jax.process_count(), invite, host)
+  failed = watching.connect(jax.process_index(), jax.process_count(), invite, host)
+  if found := next(filter(None, processes.gather(failed)), None):
+    _give_up(who, f"{found}: hosts of a job must reach each other at any port")
 
 
 def _explicit(

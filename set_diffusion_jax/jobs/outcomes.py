@@ -33,7 +33,7 @@ INTERRUPTED = 130
 OUTCOMES = (
   Outcome(DONE, "done", "final"),
   Outcome(MISTAKE, "a mistake of yours, in one line", "final"),
-  Outcome(MISFIT, "does not fit (`plan`)", "final"),
+  Outcome(MISFIT, "does not fit into the memory of the devices", "final"),
   Outcome(DIVERGED, "the loss is not finite", "final"),
   Outcome(UNREACHABLE, "processes did not meet, or a bucket is away", "counted"),
   Outcome(FAILED, "a device or a peer failed, or hung", "counted"),

@@ -82,8 +82,8 @@ class Watch:
     count: int,
     invite: Callable[[dict | None], dict],
     host: str | None,
-  ) -> None:
-    """Links process 0 with the others, once they have met.
+  ) -> str | None:
+    """Links process 0 with the others, once they have met; why not, where that fails.
 
     Args:
       process: the number of this one.
@@ -96,14 +96,14 @@ class Watch:
       listener = links.Listener()
       invite(listener.invitation(host))
       self._call(lambda: self._peers.listen(listener))
-      return
+      return None
     invitation = invite(None)
     link = links.connect(invitation, process)
-    if link is not None:
-      self._call(lambda: self._peers.follow(link))
-    else:
-      where = f"port {invitation['port']} of process 0"
-      _say(f"WARNING: process {process} cannot connect to {where}: a loss shows late")
+    if link is None:
+      names = ", ".join(invitation["hosts"])
+      return f"{self._peers.name} cannot connect to {names}, port {invitation['port']}"
+    self._call(lambda: self._peers.follow(link))
+    return None
 
   def reached(self, step: int) -> bool:
     """Whether to stop after a step, the same in all processes; once for every step."""

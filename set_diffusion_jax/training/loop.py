@@ -8,6 +8,7 @@ from set_diffusion_jax.jobs import processes
 from set_diffusion_jax.jobs.phases import here
 from set_diffusion_jax.jobs.preemption import Preemption
 from set_diffusion_jax.storage.checkpoint import Checkpoints
+from set_diffusion_jax.training.compilation_cache import CompilationCache
 from set_diffusion_jax.training.home import Home
 from set_diffusion_jax.training.reporting import Journal
 from set_diffusion_jax.training.run import Run
@@ -26,6 +27,7 @@ class Loop:
     journal: of the steps.
     preemption: says when to stop.
     weights_from: where the weights of step 0 came from.
+    cache: of compiled programs.
   """
 
   def __init__(
@@ -38,11 +40,12 @@ class Loop:
     journal: Journal,
     preemption: Preemption,
     weights_from: dict,
+    cache: CompilationCache,
   ):
     self._run, self._evaluator, self._batches = run, evaluator, batches
     self._home, self._checkpoints, self._journal = home, checkpoints, journal
     self._preemption, self._weights_from = preemption, weights_from
-    self._saved = time.monotonic()
+    self._saved, self._cache = time.monotonic(), cache
 
   def evaluate(self, step: int, current: TrainState) -> tuple[TrainState, float]:
     """The state with what an evaluation changes in it, and nats per token."""
@@ -86,6 +89,7 @@ class Loop:
     meta = self._run.meta(current, self._weights_from, owed)
     with here.phase("save"):
       self._checkpoints.save(step, current, self._batches, meta, nats)
+      self._cache.record()
     self._saved = time.monotonic()
 
 

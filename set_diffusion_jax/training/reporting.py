@@ -43,6 +43,12 @@ class Journal:
     self._flops = None if peak is None else program.flops().model
     self._last, self._input = step, 0.0
     self._optimizer = config.optimizer
+    self._ahead = 0.0
+    self._restart()
+
+  def begin(self) -> None:
+    """To be called before the first step; its row has what was compiled until here."""
+    self._ahead = self._compiled.seconds
     self._restart()
 
   def _restart(self) -> None:
@@ -88,7 +94,7 @@ class Journal:
       "train/learning_rate": float(self._rate(step - 1)),
       "train/tokens_per_second": self._length / seconds,
       "train/seconds_per_step": seconds,
-      "train/compile_seconds": compiling,
+      "train/compile_seconds": compiling + self._ahead,
     }
     if self._peak is not None:
       values["train/mfu"] = self._flops / seconds / self._peak
@@ -101,11 +107,11 @@ class Journal:
     line += f"  {values['train/tokens_per_second']:,.0f} tokens/s"
     if self._peak is not None:
       line += f"  MFU {values['train/mfu']:.1%}"
-    if compiling > 1:
-      line += f"  (besides, {compiling:.1f} s compiling)"
+    if values["train/compile_seconds"] > 1:
+      line += f"  (besides, {values['train/compile_seconds']:.1f} s compiling)"
     self._progress.say(line)
     here.note = line
-    self._last, self._input = step, 0.0
+    self._last, self._input, self._ahead = step, 0.0, 0.0
     self._restart()
 
   def _stragglers(self, step: int, seconds: float) -> dict[str, float]:

@@ -1,6 +1,7 @@
 """A run: a program together with its data, and what they make of each other."""
 
 import dataclasses
+from concurrent.futures import Executor, Future
 
 import jax
 import jax.numpy as jnp
@@ -58,13 +59,21 @@ class Run(Program):
       lines.append("its tokenizer is another: an id need not mean the same text")
     return current, origin, [f"from {where}: {line}" for line in lines]
 
-  def compiled_step(self):
-    """`step`, compiled in all processes.
+  def compile_ahead(self, pool: Executor) -> Future:
+    """Has `step` compiled in a thread of `pool`, for `compiled_step`.
+
+    It is traced at once, in this thread, whose settings of JAX count for the result.
+    """
+    lowered = self.step.lower(self.abstract_state(), self.abstract_batch())
+    return pool.submit(lowered.compile)
+
+  def compiled_step(self, ahead: Future):
+    """`step`, compiled in all processes; raises what compiling has raised.
 
     They go on together: where one still compiled, the others would not wait for it to
     take part in its first collective longer than the 30 s that Gloo has.
     """
-    compiled = self.step.lower(self.abstract_state(), self.abstract_batch()).compile()
+    compiled = ahead.result()
     processes.gather_numbers([0])
     return compiled
 

@@ -3,6 +3,7 @@
 import functools
 import pathlib
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 from set_diffusion_jax import data
 from set_diffusion_jax.config import Config
@@ -15,6 +16,7 @@ from set_diffusion_jax.numerics import settled
 from set_diffusion_jax.storage import places, refusals, workdir
 from set_diffusion_jax.storage.checkpoint import Checkpoints
 from set_diffusion_jax.storage.lease import TIMEOUT
+from set_diffusion_jax.training.compilation_cache import CompilationCache
 from set_diffusion_jax.training.goodput import Goodput, read_starts
 from set_diffusion_jax.training.home import Home
 from set_diffusion_jax.training.loop import Loop
@@ -69,59 +71,78 @@ def train(
   told = functools.partial(_told, directory)
   identity = directory, config, run.corpus.fingerprint
   told(workdir.check, *identity)  # before the lease is written
-  if not told(workdir.has_checkpoint, directory):
+  first, owed, total = 0, False, config.train.steps
+  there = told(workdir.has_checkpoint, directory)
+  finished = there and told(workdir.newest_step, directory) >= total
+  if not there:
     with here.phase("init"):
       current, weights_from, news = run.start()  # before anything is written
-  first, owed, total = 0, False, config.train.steps
   batches = run.batches()
   checkpoints = Checkpoints(
     directory / workdir.CHECKPOINTS, config.train.keep_latest, config.train.keep_best
   )
   with Preemption() as preemption, Home(directory, lease_timeout) as home:
     told(workdir.claim, *identity)
-    with here.phase("restore"):
-      found = checkpoints.restore_newest(run.abstract_state(), batches)
-    if found is not None:
-      first, current = found.step, found.state
-      weights_from, owed = found.meta["weights_from"], found.meta["evaluation_owed"]
-      at = f"{'is already at' if first >= total else 'continues from'} step {first}"
-      since = changes(f"step {first}", found.meta.get("versions", {}))
-      news = [*found.news, at, *since]
-    writes = processes.is_first()
     with (
-      disk_told(f"--workdir={directory}", "steps that are whole are kept"),
-      refusals.told(f"--workdir={directory}"),
-      MetricsWriter(directory, first, owed, writes) as writer,
-      Progress(total, first, label, active=writes) as progress,
-      Goodput(
-        read_starts(directory) if writes else [], first, total, before, writer, progress
-      ) as goodput,
-      checkpoints,
+      CompilationCache(directory) as cache,
       CompileTime() as compiled,
-      Trace(directory / "profile" if profile and writes else None, first) as trace,
+      ThreadPoolExecutor(1) as pool,
     ):
-      lost = data.lost_text(run.corpus.tokenizer)
-      lines = [*home.news, run.objective.where(), lost, *run.corpus.notes, *news]
-      for line in filter(None, lines):
-        progress.say(line)
-      journal = Journal(run, writer, progress, compiled, goodput, first)
-      loop = Loop(
-        run, evaluator, batches, home, checkpoints, journal, preemption, weights_from
-      )
-      if owed:
-        current, _ = loop.evaluate(first, current)
+      # While the step is compiled, the state is restored and the first batch is read.
       with here.phase("compile"):
-        step_fn = run.compiled_step() if first < total else None
-      for step in range(first + 1, total + 1):
-        with here.phase("step", step):
-          trace.before(step, journal.pending)
-          began = time.perf_counter()
+        ahead = None if finished else run.compile_ahead(pool)
+      with here.phase("restore"):
+        found = checkpoints.restore_newest(run.abstract_state(), batches)
+      if found is not None:
+        first, current = found.step, found.state
+        weights_from, owed = found.meta["weights_from"], found.meta["evaluation_owed"]
+        at = f"{'is already at' if first >= total else 'continues from'} step {first}"
+        since = changes(f"step {first}", found.meta.get("versions", {}))
+        news = [*found.news, at, *since]
+      writes = processes.is_first()
+      with (
+        disk_told(f"--workdir={directory}", "steps that are whole are kept"),
+        refusals.told(f"--workdir={directory}"),
+        MetricsWriter(directory, first, owed, writes) as writer,
+        Progress(total, first, label, active=writes) as progress,
+        Goodput(
+          *(read_starts(directory) if writes else [], first, total, before),
+          *(writer, progress),
+        ) as goodput,
+        checkpoints,
+        Trace(directory / "profile" if profile and writes else None, first) as trace,
+      ):
+        lost = data.lost_text(run.corpus.tokenizer)
+        about = [run.objective.where(), lost, *run.corpus.notes]
+        for line in filter(None, [*home.news, *cache.news, *about, *news]):
+          progress.say(line)
+        journal = Journal(run, writer, progress, compiled, goodput, first)
+        loop = Loop(
+          *(run, evaluator, batches, home, checkpoints, journal, preemption),
+          *(weights_from, cache),
+        )
+        if owed:
+          current, _ = loop.evaluate(first, current)
+
+        def fetch():
           with here.phase("input"):
-            batch = run.put(next(batches))
-          waited = time.perf_counter() - began
-          current, metrics = step_fn(current, batch)
-          journal.add(step, metrics, waited)
-          current = loop.after(step, current)
+            return run.put(next(batches))
+
+        if first < total:
+          ready = [fetch()]
+          with here.phase("compile"):
+            step_fn = run.compiled_step(ahead or run.compile_ahead(pool))
+          cache.record()
+          journal.begin()
+        for step in range(first + 1, total + 1):
+          with here.phase("step", step):
+            trace.before(step, journal.pending)
+            began = time.perf_counter()
+            batch = ready.pop() if ready else fetch()
+            waited = time.perf_counter() - began
+            current, metrics = step_fn(current, batch)
+            journal.add(step, metrics, waited)
+            current = loop.after(step, current)
 
 
 def _told(directory: pathlib.Path, act, *arguments):
