@@ -209,7 +209,8 @@ def _launch(words, variables, folder, cell: Cell | None, limit: float) -> Launch
       os.kill(pid, signal.SIGKILL)
   launcher.kill()
   launcher.wait()
-  reader.join(ALONE)
+  reader.join()  # nobody is left who could write
+  launcher.stdout.close()
   return Launch(code, b"".join(parts).decode(errors="replace"), left)
 
 
