@@ -62,8 +62,6 @@ def test_the_page_has_the_cells_of_the_list(tmp_path):
   assert set(rows) == {report.key(cell) for cell in cells}
   report.write(cells, rows, tmp_path / "page.md")
   assert report.PAGE.read_text() == (tmp_path / "page.md").read_text()
-  failed = [key for key, row in rows.items() if row.outcome.startswith(report.FAILED)]
-  assert failed == []
 
 
 def account(tmp_path, codes=((6, 137), (0, 0)), launches=((0, ""),), left=()):
