@@ -11,7 +11,9 @@ last. So a step is whole or not there; checksums of all values tell what has cha
 since.
 """
 
+import logging
 import pathlib
+import time
 from typing import NamedTuple
 
 import jax
@@ -53,6 +55,24 @@ class Restored(NamedTuple):
   news: list[str]
 
 
+class _Failures(logging.Filter):
+  """Hears of what fails in the threads in which Orbax saves.
+
+  Orbax raises it once all processes have come to the end of the save; they never do
+  where others wait for what this one has not written.
+  """
+
+  def __init__(self):
+    super().__init__()
+    self.first: BaseException | None = None
+
+  def filter(self, record: logging.LogRecord) -> bool:
+    """Takes notice of a record; it is logged as it is."""
+    if record.threadName == "async_save" and record.exc_info and self.first is None:
+      self.first = record.exc_info[1]
+    return True
+
+
 class Checkpoints:
   """The checkpoints of one work directory.
 
@@ -66,6 +86,7 @@ class Checkpoints:
   ):
     self.folder = places.absolute(folder)
     self._keep = keep_latest, keep_best
+    self._failures = _Failures()
     self._opened: Opened | None = None
     self._manager: ocp.CheckpointManager | None = None
 
@@ -85,6 +106,8 @@ class Checkpoints:
       folder.parent.mkdir(parents=True, exist_ok=True)
       self._opened = Opened(folder.parent)  # Orbax looks for its files by patterns
       folder = self._opened.path / folder.name
+    # Before any that holds records back.
+    logging.getLogger("absl").filters.insert(0, self._failures)
     self._manager = ocp.CheckpointManager(
       folder,
       options=ocp.CheckpointManagerOptions(
@@ -99,10 +122,13 @@ class Checkpoints:
   def __exit__(self, kind, *exception) -> None:
     # What ends only this process must not wait for a save that others take part in.
     agreed = kind is None or issubclass(kind, Preempted | NonFiniteError)
-    if self._manager is not None and (agreed or jax.process_count() == 1):
-      with here.phase("save"):
-        self._manager.wait_until_finished()
-        self._manager.close()
+    try:
+      if self._manager is not None and (agreed or jax.process_count() == 1):
+        with here.phase("save"):
+          self._wait()
+          self._manager.close()
+    finally:
+      logging.getLogger("absl").removeFilter(self._failures)
 
   @property
   def steps(self) -> list[int]:
@@ -119,6 +145,7 @@ class Checkpoints:
       meta: plain JSON values.
       nats_per_token: of an evaluation at this very step, if there was one.
     """
+    self._wait()
     metrics = None if nats_per_token is None else {_METRIC: nats_per_token}
     sums = jax.device_get(checksums(state))
     described = {
@@ -135,6 +162,18 @@ class Checkpoints:
       ),
       metrics=metrics,
     )
+
+  def check(self) -> None:
+    """Raises what this process has met while it saved in the background."""
+    if self._failures.first is not None and jax.process_count() > 1:
+      raise self._failures.first
+
+  def _wait(self) -> None:
+    """Waits for the end of a save, of which others may be kept by a fault here."""
+    while self._manager.is_saving_in_progress():
+      self.check()
+      time.sleep(0.002)
+    self._manager.wait_until_finished()
 
   def restore(self, step: int, state, data):
     """The state of a step, laid out as the abstract `state`; `data` moves along.
