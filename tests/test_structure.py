@@ -14,7 +14,8 @@ ROOT = pathlib.Path(__file__).parents[1] / "set_diffusion_jax"
 LEVELS = [
   ["errors", "version", "numerics", "jobs.outcomes", "jobs.phases"],
   ["inputs"],
-  ["storage.disk", "storage.refusals", "storage.faults", "storage.hub_refusals"],
+  ["storage.disk", "storage.mounts", "storage.refusals", "storage.faults"],
+  ["storage.hub_refusals"],
   ["storage.hub"],
   ["storage.places", "storage.hub_datasets"],
   ["storage.steps"],
