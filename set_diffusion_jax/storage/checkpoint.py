@@ -6,9 +6,9 @@ checkpoints/STEP/meta    format version, configuration, tokenizer, code, checksu
 damaged/STEP             a step that could not be restored, moved aside
 
 Files are written in the background. On a disk they are renamed into place at once; in
-a bucket, where nothing can be renamed, a step counts from the marker that is written
-last. So a step is whole or not there; checksums of all values tell what has changed
-since.
+a bucket, mounted or not, where no folder can be renamed, a step counts from the marker
+that is written last. So a step is whole or not there; checksums of all values tell
+what has changed since.
 """
 
 import logging
@@ -101,7 +101,10 @@ class Checkpoints:
       keep_checkpoints_without_metrics=False,
     )
     keep = [policies.LatestN(latest), ranked]
-    folder = self.folder
+    folder, mode = self.folder, ocp.options.AtomicityMode.AUTO
+    if not processes.from_first(lambda: places.renames(folder)):
+      mode = ocp.options.AtomicityMode.COMMIT_FILE
+    processes.from_first(lambda: steps.mark(folder))
     if not places.is_remote(folder):
       folder.parent.mkdir(parents=True, exist_ok=True)
       self._opened = Opened(folder.parent)  # Orbax looks for its files by patterns
@@ -115,6 +118,7 @@ class Checkpoints:
         # Saving is decided by the training loop alone.
         save_decision_policy=policies.FixedIntervalPolicy(1),
         cleanup_tmp_directories=True,
+        atomicity_options=ocp.options.AtomicityOptions(mode=mode),
       ),
     )
     return self
