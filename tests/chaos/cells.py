@@ -127,6 +127,8 @@ def _draw(kind: tuple[str, str, str], processes: int, rng: random.Random) -> Cel
     nth = rng.randint(1, 3)
   process = rng.randrange(1, processes) if role == "other" else 0
   delay = rng.choice([0.0, round(rng.uniform(0.01, _SPAN[phase]), 2)])
+  if phase == "exit":  # it is over in no time
+    delay = 0.0
   jump = rng.choice([-3600.0, 3600.0]) if event == "clock jumps" else 0.0
   return Cell(phase, event, role, processes, process, nth, delay, jump)
 

@@ -158,10 +158,11 @@ class Home:
   ) -> Account:
     read = {"restore": folder / "run/checkpoints", "init": self.folder / "weights"}
     read["compile"] = jobs.CACHE.name
-    where = read.get(cell.phase, self.folder / "corpus") if cell else ""
+    phase = cell.phase if cell else None
     plan = {
       "cell": cell._asdict() if cell else None,
-      "unreadable": [os.path.realpath(where)],
+      "unreadable": os.path.realpath(read.get(phase, self.folder / "corpus")),
+      "records": phase not in read,
       "plant": plant,
     }
     (folder / victim.CELL).write_text(json.dumps(plan))
@@ -208,7 +209,8 @@ def _launch(words, variables, folder, cell: Cell | None, limit: float) -> Launch
       os.kill(pid, signal.SIGKILL)
   launcher.kill()
   launcher.wait()
-  reader.join(ALONE)
+  reader.join()  # nobody is left who could write
+  launcher.stdout.close()
   return Launch(code, b"".join(parts).decode(errors="replace"), left)
 
 

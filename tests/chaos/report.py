@@ -9,7 +9,7 @@ from tests.chaos.job import Account
 from tests.jobs import ROOT
 
 PAGE = ROOT / "docs/failures.md"
-FAILED, NOT_RUN = "FAILED", "not run"  # in the place of an outcome
+FAILED, NOT_RUN = "FAILED", "not run"  # in the place of an outcome, with the fault
 
 # What an event stands for, and what the suite does.
 _EVENTS = {
@@ -74,7 +74,8 @@ How to read the columns:
 - **codes**: with which the processes of the first attempt ended, in their order, as far
   as the launcher was there to see it. Their meaning is in
   [launch.md](launch.md#exit-codes-and-what-restarts); a signal N is 128 + N, and it is
-  the launcher that kills a stopped process.
+  the launcher that kills a stopped process, and one that waits for another in the
+  meeting, 20 s after that one has ended.
 - **seconds lost**: from the event until the job is where it was. Most of it is the
   start of Python and jax by several processes on two cores.
 
@@ -102,7 +103,9 @@ def row(outcome: str, account: Account, faults: list[str]) -> Row:
   seconds, codes = account.seconds(), account.codes()
   seen = ", ".join(map(str, codes[0].values())) if codes else ""
   lost = "" if seconds is None else f"{seconds:.0f}"
-  return Row(FAILED if faults else outcome, seen, lost)
+  if faults:
+    outcome = f"{FAILED}: {faults[0].replace('|', '/')}"
+  return Row(outcome, seen, lost)
 
 
 def key(cell: Cell) -> tuple[str, ...]:

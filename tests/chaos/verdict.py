@@ -44,7 +44,8 @@ def first_codes(cell: Cell, index: int) -> set[int]:
     return done | {outcomes.FAILED, outcomes.PREEMPTED}
   if index == cell.process:
     return {DEADLY[cell.event]}
-  unmet = {outcomes.UNREACHABLE} if cell.phase == "meeting" else set()
+  # Who has not met the others yet waits, as long as the launcher lets it.
+  unmet = {outcomes.UNREACHABLE, 137} if cell.phase == "meeting" else set()
   return done | unmet | {outcomes.FAILED}
 
 
@@ -104,8 +105,8 @@ def _of_launch(launch: Launch) -> list[str]:
     found.append(f"{len(launch.left)} processes were left")
   if trace := _TRACEBACK.search(launch.text):
     lines = launch.text[trace.start() :].splitlines()[1:]
-    raised = next((x for x in lines if re.match(r"(\[\d+\] )?\S", x)), "")
-    found.append(f"a traceback: {raised[:200]}")
+    raised = next((x for x in lines if re.match(r"(\[\d+\] )?\w", x)), "")
+    found.append(f"a traceback: {raised[:150]}" if "(" in trace[0] else "C++ frames")
   line = _LINE.get(launch.code)
   if line and not re.search(line, launch.text, re.MULTILINE):
     found.append(f"ended with {launch.code} and no line that says why")

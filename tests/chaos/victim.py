@@ -174,13 +174,13 @@ def _happen(cell: Cell, home: pathlib.Path, plan: dict) -> None:
     _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, most))
   elif cell.event == "unreadable file":
-    _make_unreadable(plan["unreadable"])
+    _make_unreadable(plan["unreadable"], plan["records"])
   else:
     _move_clock(cell.jump)
 
 
-def _make_unreadable(folders: list[str]) -> None:
-  """Reading below these folders fails in this process from now on."""
+def _make_unreadable(folder: str, records: bool) -> None:
+  """Reading below a folder fails in this process from now on, or that of records."""
   reason = os.strerror(errno.EIO)
 
   def hook(event, arguments):
@@ -188,11 +188,12 @@ def _make_unreadable(folders: list[str]) -> None:
       return
     path, _, flags = arguments
     reading = not flags & (os.O_WRONLY | os.O_RDWR | os.O_DIRECTORY)
-    if reading and os.path.realpath(os.fsdecode(path)).startswith(tuple(folders)):
+    if reading and os.path.realpath(os.fsdecode(path)).startswith(folder):
       raise OSError(errno.EIO, reason, path)
 
   sys.addaudithook(hook)
-  # Records of a corpus are read in C++.
+  if not records:  # they are read in C++
+    return
   grain = importlib.import_module("grain")
 
   def get(source, index):
