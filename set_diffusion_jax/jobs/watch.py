@@ -111,17 +111,19 @@ class Watch:
     return self._stops.reached(step)
 
   def leave(self, code: int, line: str, agreed: bool) -> None:
-    """This process is to end; does not return where others would wait for it.
+    """This process is to end; returns only if it ends well.
 
     Args:
       code: of the exit.
       line: what was printed.
       agreed: whether all processes end in the same way.
     """
+    well = code in (outcomes.DONE, outcomes.PREEMPTED)
     if self._peers.count == 1:
+      if not well:
+        ending.end_now(code)  # a thread that compiles is not waited for
       return
     done = threading.Event()
-    well = code in (outcomes.DONE, outcomes.PREEMPTED)
     first = self._peers.process == 0
 
     def tell():
