@@ -27,7 +27,7 @@ setup(
     f"jax{JAX}",  # takes deprecated names away in any minor release
     "flax>=0.12.7,<0.13",  # Linen: each release follows one of jax's
     "optax>=0.2.6,<0.3",
-    "orbax-checkpoint>=0.11.31,<0.13",  # the layout that convert/orbax.py reads
+    "orbax-checkpoint>=0.12.3,<0.13",  # the first one with AtomicityOptions
     "grain>=0.2.15,<0.3",
     "array_record>=0.8.3,<0.9",  # the first one that reads gs://
     "tensorflow-datasets>=4.9.10,<5",
@@ -40,7 +40,7 @@ setup(
     "jaxtyping>=0.3,<0.4",
     "ml_dtypes>=0.5,<0.7",
     "numpy>=2,<3",
-    "tensorstore>=0.1.74,<0.2",  # reads and writes parameters in pieces
+    "tensorstore>=0.1.84,<0.2",  # reads and writes parameters in pieces
     "tensorboardX>=2.6.2.2,<3",
     "tqdm>=4.66,<5",
   ],

@@ -17,6 +17,7 @@ BENCHMARKS = {
     "data",
     "convert",
     "storage",
+    "restart",
   )
 }
 

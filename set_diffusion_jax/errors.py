@@ -32,6 +32,7 @@ class StoreError(Exception):
   """
 
 
+NO_SCRATCH = "No usable temporary directory"  # as Python says it, of a full disk
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 
 
@@ -46,6 +47,8 @@ def disk_reason(error: BaseException) -> str | None:
   while error is not None and error not in seen:
     if isinstance(error, OSError) and error.errno in _DISK:
       return os.strerror(error.errno)
+    if NO_SCRATCH in str(error):
+      return str(error).split("] ")[-1]
     for number in _DISK:
       if os.strerror(number) in str(error) or f"OS error {number}:" in str(error):
         return os.strerror(number)

@@ -73,13 +73,21 @@ def python(log: pathlib.Path, code: str, variables: dict):
 class Job:
   """The processes of one command; the output of each is kept in a file."""
 
-  def __init__(self, folder, count: int, devices: int, command, extra=None):
-    """`extra[i]` are arguments of process i alone."""
+  def __init__(
+    self,
+    folder,
+    count: int,
+    devices: int,
+    command,
+    extra=None,
+    module="set_diffusion_jax",
+  ):
+    """`extra[i]` are arguments of process i alone; `module` runs the command."""
     address = f"127.0.0.1:{free_port()}"
     self.logs, self.processes = [], []
     for index in range(count):
       log = folder / f"log-{time.monotonic_ns()}-{index}"
-      words = [sys.executable, "-m", "set_diffusion_jax", *command]
+      words = [sys.executable, "-m", module, *command]
       if count > 1:
         words += [f"--coordinator={address}", f"--processes={count}"]
         words += [f"--process={index}"]

@@ -3,12 +3,15 @@
 A run trains in a bucket and is killed by SIGKILL at moments that a seed draws: when it
 sends its n-th request, or one of a save, of the metrics, of the lease or of the move of
 a damaged step, before or after the store has done what was asked, or after a random
-time. Each time the same command goes on. In the end metrics and parameters must be,
-bit for bit, those of a run on a disk that nothing happened to.
+time. With `--on=mount` it trains in a folder that stands for a mounted bucket, and
+kills itself at its n-th operation on files. Each time the same command goes on. In the
+end metrics and parameters must be, bit for bit, those of a run on a disk that nothing
+happened to.
 """
 
 import argparse
 import contextlib
+import json
 import pathlib
 import random
 import re
@@ -20,7 +23,7 @@ from typing import NamedTuple
 
 from set_diffusion_jax.config import Config
 from set_diffusion_jax.storage import places, steps
-from tests import buckets, jobs
+from tests import buckets, jobs, mounted
 from tests.test_storage_runs import rows
 from tests.test_train import assert_identical, final, settings
 
@@ -36,6 +39,17 @@ KINDS = {
   "move": (r"/damaged/|^DELETE .*/checkpoints/", 36),
   "time": (None, 1.5),
 }
+# What an operation of each kind is of, in a mounted bucket.
+OPERATIONS = {
+  "any": r"",
+  "save": r"^(open|os.mkdir) .*/checkpoints/",
+  "marker": r"^open .*commit_success",
+  "clean": r"^os.(rmdir .*/checkpoints/|remove .*/checkpoints/.*/(d/|metadata$))",
+  "metrics": r"/(metrics\.jsonl|tensorboard)",
+  "lease": r"/\.lease(/|$)",
+  "move": r"/damaged(/|$)|^os.rmdir .*/checkpoints/",
+  "time": None,
+}
 PREPARED = ("marker", 20, True)  # two more steps are whole then
 
 
@@ -44,8 +58,9 @@ class Moment(NamedTuple):
 
   Attributes:
     kind: of KINDS.
-    at: which request of the kind, from 1 on; of "time" seconds after a first save.
-    done: whether the store does what the last request asks for.
+    at: which request of the kind, or operation, from 1 on; of "time" seconds after a
+      first save.
+    done: whether what the last one asks for is done.
   """
 
   kind: str
@@ -67,6 +82,48 @@ def moments(kills: int, seed: int) -> list[Moment]:
     at = rng.uniform(0, most) if pattern is None else rng.randint(1, most)
     found.append(Moment(kind, at, rng.random() < 0.5))
   return found
+
+
+class InBucket:
+  """A work directory in a bucket, and runs that train there."""
+
+  def __init__(self, folder: pathlib.Path):
+    self._folder, self.workdir = folder, places.path(buckets.fresh())
+
+  @contextlib.contextmanager
+  def seen(self):
+    """As this process sees it."""
+    yield
+
+  @contextlib.contextmanager
+  def started(self, words: list[str], moment: Moment | None):
+    """A run of a command that is killed at a moment, if one is given."""
+    killer = Killer(moment) if moment else None
+    with buckets.judged(killer) if killer else contextlib.nullcontext():
+      job = jobs.Job(self._folder, 1, 1, words)
+      if killer:
+        killer.process = job.processes[0]
+      yield job
+
+
+class OnMount:
+  """As `InBucket`, in a folder that stands for a mounted bucket."""
+
+  def __init__(self, folder: pathlib.Path):
+    self._folder, self._mount = folder, folder / "a bucket"
+    self._mount.mkdir()
+    self.workdir = self._mount / "run"
+
+  def seen(self):
+    return mounted.at(self._mount)
+
+  @contextlib.contextmanager
+  def started(self, words: list[str], moment: Moment | None):
+    task = {"folder": str(self._mount)}
+    if moment:
+      task.update(moment._asdict(), pattern=OPERATIONS[moment.kind])
+    words = [json.dumps(task), *words]
+    yield jobs.Job(self._folder, 1, 1, words, module="tests.mounted")
 
 
 class Killer:
@@ -100,13 +157,16 @@ class Killer:
     self.process.send_signal(signal.SIGKILL)
 
 
-def campaign(folder: pathlib.Path, planned: list[Moment], say=lambda line: None):
+def campaign(
+  folder: pathlib.Path, planned: list[Moment], say=lambda line: None, kind=InBucket
+):
   """Kills a run at each moment, and compares it with one that was not killed.
 
   Args:
     folder: for what is on a disk.
     planned: of `moments`.
     say: is told each kill.
+    kind: where the run is.
 
   Raises:
     AssertionError: the figures differ, or the run ended otherwise.
@@ -123,19 +183,28 @@ def campaign(folder: pathlib.Path, planned: list[Moment], say=lambda line: None)
     mesh__tensor=1,
   )
   file, whole = jobs.config_file(folder, fields), folder / "whole"
-  workdir = places.path(buckets.fresh())
+  place = kind(folder)
+  workdir = place.workdir
 
   def start(directory, moment=None):
     words = ["train", f"--config={file}", f"--workdir={directory}"]
-    killer = Killer(moment) if moment else None
-    with buckets.judged(killer) if killer else contextlib.nullcontext():
-      job = jobs.Job(folder, 1, 1, words)
-      if killer:
-        killer.process = job.processes[0]
-      assert job.wait() == [-signal.SIGKILL if killer else 0], job.text()
+    with place.started(words, moment) as job:
+      assert job.wait() == [-signal.SIGKILL if moment else 0], job.text()
     return job.text()
 
   start(whole)
+  with place.seen():
+    _kills(workdir, planned, start, say)
+    # A kill may leave a lease that says nothing.
+    assert "which is gone" in start(workdir) or planned[-1].kind == "lease"
+    c = Config.from_dict(fields.to_dict())
+    assert rows(workdir) == rows(whole)
+    assert_identical(final(c, workdir), final(c, whole))
+  say(f"{len(planned)} kills: metrics and parameters are those of the run on a disk")
+
+
+def _kills(workdir: pathlib.Path, planned: list[Moment], start, say) -> None:
+  spoiled = set()
   for number, moment in enumerate(planned):
     found = steps.numbers(workdir / "checkpoints")
     if moment.kind == "move":
@@ -143,6 +212,7 @@ def campaign(folder: pathlib.Path, planned: list[Moment], say=lambda line: None)
         start(workdir, Moment(*PREPARED))
         found = steps.numbers(workdir / "checkpoints")
       places.write_text(workdir / f"checkpoints/{found[-1]}/meta/metadata", "{")
+      spoiled.add(str(found[-1]))
     began = time.monotonic()
     start(workdir, moment)
     now = steps.numbers(workdir / "checkpoints")
@@ -151,21 +221,21 @@ def campaign(folder: pathlib.Path, planned: list[Moment], say=lambda line: None)
       f"{number + 1}: {moment.kind} {moment.at:.3g}, {how}, after "
       f"{time.monotonic() - began:.0f} s; steps {found} before, {now} after"
     )
-  assert "which is gone" in start(workdir)
-  c = Config.from_dict(fields.to_dict())
-  assert rows(workdir) == rows(whole)
-  assert_identical(final(c, workdir), final(c, whole))
-  say(f"{len(planned)} kills: metrics and parameters are those of the run on a disk")
+  # What a kill leaves is torn, which is no damage.
+  assert {name.split(".")[0] for name in places.names(workdir / "damaged")} <= spoiled
 
 
 def main() -> None:
   parser = argparse.ArgumentParser(prog="python -m tests.kills", description=__doc__)
   parser.add_argument("--kills", type=int, default=20)
   parser.add_argument("--seed", type=int, default=0)
+  parser.add_argument("--on", choices=["bucket", "mount"], default="bucket")
   arguments = parser.parse_args()
+  kind = InBucket if arguments.on == "bucket" else OnMount
   with tempfile.TemporaryDirectory(prefix="set-diffusion-kills-") as folder:
     planned = moments(arguments.kills, arguments.seed)
-    campaign(pathlib.Path(folder), planned, lambda line: print(line, flush=True))
+    say = lambda line: print(line, flush=True)
+    campaign(pathlib.Path(folder), planned, say, kind)
 
 
 if __name__ == "__main__":

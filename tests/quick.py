@@ -16,6 +16,7 @@ CASES = {
   "test_batches.py::test_a_last_block_that_arrays_cut_when_alone": [],
   "test_batches.py::test_a_short_gap_beside_a_long_one": [],
   "test_batches.py::test_together_equal_alone": ["posterior"],
+  "test_benchmarks.py::test_a_restart_is_measured": [],
   "test_benchmarks.py::test_saving_to_a_bucket_is_measured": [],
   "test_checkpoint.py::test_damage_is_seen_and_the_step_before_is_used": [
     *("bits", "no meta"),

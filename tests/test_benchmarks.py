@@ -100,3 +100,12 @@ def test_saving_to_a_bucket_is_measured():
   assert found["requests"]["restore"] > 3
   for figures in found["places"].values():
     assert 0 < figures["blocked"] < figures["finished"]
+
+
+def test_a_restart_is_measured():
+  from benchmarks import restart
+
+  model = {"layers": 1, "width": 16, "heads": 2, "ffn": 32}
+  found = restart.main({"tiny": model}, repeats=1)["models"]["tiny"]
+  assert found["compile"]["median"] > 0
+  assert min(found[cache]["median"] for cache in ("cold", "warm")) > 0

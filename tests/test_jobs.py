@@ -1,9 +1,11 @@
 """The watch of a process: outcomes, phases, limits, links, stops, lost peers."""
 
 import contextlib
+import functools
 import json
 import random
 import re
+import resource
 import selectors
 import signal
 import socket
@@ -450,3 +452,39 @@ def test_errors_of_the_runtime(watched, text, code, line):
   with pytest.raises(SystemExit):
     cli.guarded(act)
   assert watched == [(line, code)]
+
+
+@pytest.mark.slow
+@pytest.mark.jobs
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_save_that_fails_in_one_process(tmp_path, victim):
+  """All end with its line at once, though others wait for what it has not written."""
+  words = command(tmp_path, train__steps=400, train__checkpoint_every=5)
+  words += [f"--workdir={tmp_path}/run", "--processes=2"]
+  words.append(f"--coordinator=127.0.0.1:{jobs.free_port()}")
+  found, processes = [[], []], []
+  for number in range(2):
+    process = subprocess.Popen(
+      [sys.executable, "-m", "set_diffusion_jax", *words, f"--process={number}"],
+      cwd=jobs.ROOT,
+      env=jobs.environment(1),
+      stdout=subprocess.PIPE,  # a file could not be written either
+      stderr=subprocess.STDOUT,
+      text=True,
+    )
+    read = functools.partial(found[number].extend, process.stdout)
+    threading.Thread(target=read, daemon=True).start()
+    processes.append(process)
+  deadline = time.monotonic() + jobs.TIMEOUT
+  while not any(line.startswith("step 6 ") for line in found[0]):
+    assert time.monotonic() < deadline
+    time.sleep(0.01)
+  full = (0, resource.RLIM_INFINITY)
+  resource.prlimit(processes[victim].pid, resource.RLIMIT_FSIZE, full)
+  codes = [process.wait(jobs.TIMEOUT) for process in processes]
+  for process in processes:
+    process.stdout.close()
+  assert codes == [2, 2], found
+  for lines in found:
+    (line,) = [line for line in lines if line.startswith("error: ")]
+    assert "File too large; steps that are whole are kept" in line

@@ -1,14 +1,19 @@
 """Machines of Cloud TPU: given back at the end, asked for again when preempted."""
 
+import http.server
 import itertools
+import json
 import os
+import shutil
 import subprocess
+import threading
 import types
 
 import pytest
 
 from set_diffusion_jax.jobs import outcomes
 from set_diffusion_jax.launch import queued, tpu
+from tests import jobs
 from tests.queued_resources import STATES, Cloud, Killed
 
 TRAIN = ["train", "--config=c.py", "--workdir=gs://bucket/run/"]
@@ -18,7 +23,7 @@ LIVES = [
   ["ACCEPTED", "WAITING_FOR_RESOURCES", "ACTIVE", "SUSPENDING", "SUSPENDED"],
   ["CREATING", "WAITING_FOR_RESOURCES", "FAILED"],
   ["PROVISIONING", "ACTIVE", "SUSPENDED"],
-  ["ACTIVE", "ACTIVE", 4],
+  ["ACTIVE", "ACTIVE", "ACTIVE", 4],
 ]
 
 
@@ -151,6 +156,102 @@ def test_where_the_end_is_written():
   for place in ("gs://bucket/run", "gs://bucket/run/"):
     assert tpu.end_of_run("mine", ["train", f"--workdir={place}"]) == END
   assert tpu.end_of_run("mine", ["evaluate", "--workdir=gs://b/run"]) is None
+
+
+def missing() -> tuple[int, str]:
+  """An answer of Google's: its code and its body."""
+  error = {"code": 404, "message": "was not found", "status": "NOT_FOUND"}
+  return 404, json.dumps({"error": error})
+
+
+def handler(found: Cloud):
+  """A cloud by the interface that gcloud asks."""
+  operation = json.dumps({"name": "projects/p/locations/z/operations/1", "done": True})
+  words = ["gcloud", *"compute tpus queued-resources".split()]
+  how = {"input": "#!/bin/bash\n", "text": True, "capture_output": True, "check": False}
+
+  def resource(verb, path):
+    if verb != "POST" and (found.state is None or "/queuedResources/mine?" not in path):
+      return missing()
+    command = {"GET": "describe", "POST": "create", "DELETE": "delete"}[verb]
+    flags = ["--force", "--async"] if "force=True" in path else []
+    ended = found.run([*words, command, *flags], **how)
+    assert ended.returncode == 0, ended.stderr
+    return 200, ended.stdout or operation
+
+  def stored(path):
+    if "/o/run%2F.ended%2Fmine?" not in path:
+      return 200, "{}"  # a list of objects
+    assert found.end is None  # gcloud reads an object in ways that are not served here
+    return missing()
+
+  class Handler(http.server.BaseHTTPRequestHandler):
+    def answer(self):
+      self.rfile.read(int(self.headers.get("Content-Length") or 0))
+      code, text = 200, operation
+      if "/storage/" in self.path:
+        code, text = stored(self.path)
+      elif "/operations/" not in self.path:
+        code, text = resource(self.command, self.path)
+      self.send_response(code)
+      self.send_header("Content-Type", "application/json")
+      self.send_header("Content-Length", str(len(text)))
+      self.end_headers()
+      self.wfile.write(text.encode())
+
+    def log_message(self, *given):
+      pass
+
+    do_GET = do_POST = do_DELETE = answer
+
+  return Handler
+
+
+@pytest.fixture
+def served(monkeypatch, tmp_path):
+  """A cloud behind Google's own gcloud."""
+  if not shutil.which("gcloud"):
+    pytest.skip("needs gcloud")
+  found = Cloud(LIVES)
+  address = ("127.0.0.1", jobs.free_port())
+  server = http.server.ThreadingHTTPServer(address, handler(found))
+  threading.Thread(target=server.serve_forever, daemon=True).start()
+  address = f"http://127.0.0.1:{server.server_port}"
+  (tmp_path / "token").write_text("token")
+  for name, value in {
+    "CONFIG": tmp_path / "config",
+    "AUTH_ACCESS_TOKEN_FILE": tmp_path / "token",
+    "API_ENDPOINT_OVERRIDES_TPU": f"{address}/",
+    "API_ENDPOINT_OVERRIDES_STORAGE": f"{address}/storage/v1/",
+  }.items():
+    monkeypatch.setenv(f"CLOUDSDK_{name}", str(value))
+  yield found
+  server.shutdown()
+  server.server_close()
+
+
+@pytest.mark.slow
+def test_looks_by_the_real_gcloud(served):
+  """From one preemption to the next; an end is not read here."""
+  asked = [
+    *REQUEST.create,
+    "mine",
+    "--quiet",
+    "--node-id=mine",
+    "--project=p",
+    "--zone=z",
+  ]
+  asked += ["--accelerator-type=v5litepod-16", "--runtime-version=v2-alpha-tpuv5-lite"]
+  asked += ["--spot", "--metadata-from-file=startup-script=/dev/stdin"]
+  request = queued.Request("mine", "p", "z", asked, REQUEST.startup, END)
+  for _ in range(30):
+    _, code = queued.look(request)
+    assert code is None
+    served.tick()
+    if not served.lives:
+      break
+  assert served.lives == [] and served.state == "ACTIVE"
+  assert queued.look(request) == ("ACTIVE", None)
 
 
 PROGRAMS = """

@@ -98,6 +98,14 @@ def test_killed_in_a_save_and_in_the_move_of_a_damaged_step(tmp_path):
 
 
 @pytest.mark.jobs
+def test_killed_where_a_bucket_is_mounted(tmp_path):
+  """Also before `config.json` has its content; of `--on=mount`."""
+  moments = [("any", 6, True), ("save", 50, False), ("move", 7, True)]
+  planned = [kills.Moment(*moment) for moment in moments]
+  kills.campaign(tmp_path, planned, kind=kills.OnMount)
+
+
+@pytest.mark.jobs
 def test_two_processes_equal_one(tmp_path):
   """Both write into the bucket; the first one holds the directory for both."""
   changes = {**WHOLE, "mesh__fsdp": 2, "train__log_every": 1}

@@ -22,6 +22,7 @@ from set_diffusion_jax.cli.plan import plan
 from set_diffusion_jax.cli.prepare import prepare
 from set_diffusion_jax.config.files import read_config
 from set_diffusion_jax.errors import (
+  NO_SCRATCH,
   AgreedError,
   NonFiniteError,
   Preempted,
@@ -104,7 +105,8 @@ def guarded(act: Callable[[], int]) -> int:
     if reason is None:
       _fail(error)
       raise
-    where = terminal.line(f"{error.filename or 'standard output'}")
+    other = "TMPDIR" if NO_SCRATCH in reason else "standard output"
+    where = terminal.line(f"{error.filename or other}")
     code, line, agreed = outcomes.MISTAKE, f"error: {where}: {reason}", False
   with here.phase("exit"):
     return _leave(code, line, agreed)
@@ -116,7 +118,7 @@ def _leave(code: int, line: str, agreed: bool) -> int:
   if line:
     if watching is not None and not ending.claim():
       ending.wait_for_end()
-    print(line, file=sys.stderr, flush=True)
+    ending.say(line)
   if watching is not None:
     watching.leave(code, line.removeprefix("error: "), agreed)
     with contextlib.suppress(Exception):  # of one that is gone: all is done

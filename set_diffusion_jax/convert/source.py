@@ -32,7 +32,7 @@ from set_diffusion_jax.data import Vocabulary
 from set_diffusion_jax.errors import UserError
 from set_diffusion_jax.inputs import names, sizes
 from set_diffusion_jax.inputs.records import parse_json
-from set_diffusion_jax.storage import places, workdir
+from set_diffusion_jax.storage import places, steps, workdir
 
 PICKLED = (".bin", ".ckpt", ".pt", ".pth")
 TENSOR_FILES = (".safetensors", *PICKLED)
@@ -167,9 +167,12 @@ def check_outside(source: Source, destination: pathlib.Path) -> None:
 
 def _step(path: pathlib.Path) -> pathlib.Path | None:
   """The directory of an Orbax step, if the path is one or holds some."""
+  remote = places.is_remote(path)
   if workdir.names_step(path):
+    if not remote and path.is_dir() and not steps.finished(path):
+      raise UserError(f"{path}: has no finished checkpoint of step {path.name}")
     return path
-  folder, remote = path / workdir.CHECKPOINTS, places.is_remote(path)
+  folder = path / workdir.CHECKPOINTS
   if not remote and not folder.is_dir():
     return None
   step = folder / str(workdir.newest_step(path))

@@ -10,6 +10,7 @@ import glob
 import os
 import pathlib
 import re
+import stat
 
 from set_diffusion_jax.errors import UserError
 from set_diffusion_jax.inputs.text import STREAM_BYTES
@@ -137,7 +138,15 @@ def file_content(path: pathlib.Path) -> bytes:
 
 def is_special(path: pathlib.Path) -> bool:
   """Whether a path is there and neither a file nor a directory."""
-  return path.exists() and not path.is_file() and not path.is_dir()
+  try:
+    mode = path.stat().st_mode  # once: it may be gone the next time
+  except OSError as error:
+    if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.EBADF, errno.ELOOP):
+      raise
+    return False
+  except ValueError:  # no name of a file
+    return False
+  return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
 
 
 def descriptor(path: pathlib.Path) -> int | None:

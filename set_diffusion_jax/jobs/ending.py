@@ -34,6 +34,12 @@ def wait_for_end() -> NoReturn:
     time.sleep(1.0)
 
 
+def say(text: str) -> None:
+  """Prints to where errors go, as far as that goes: the disk under it may be full."""
+  with contextlib.suppress(OSError, ValueError):
+    print(text, file=sys.stderr, flush=True)
+
+
 def end_now(code: int) -> NoReturn:
   """Ends the process, whatever its other threads or jax are waiting for."""
   others = threading.Thread(target=_act, daemon=True)

@@ -22,6 +22,7 @@ import socket
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from typing import NoReturn
 
@@ -110,17 +111,19 @@ class Watch:
     return self._stops.reached(step)
 
   def leave(self, code: int, line: str, agreed: bool) -> None:
-    """This process is to end; does not return where others would wait for it.
+    """This process is to end; returns only if it ends well.
 
     Args:
       code: of the exit.
       line: what was printed.
       agreed: whether all processes end in the same way.
     """
+    well = code in (outcomes.DONE, outcomes.PREEMPTED)
     if self._peers.count == 1:
+      if not well:
+        ending.end_now(code)  # a thread that compiles is not waited for
       return
     done = threading.Event()
-    well = code in (outcomes.DONE, outcomes.PREEMPTED)
     first = self._peers.process == 0
 
     def tell():
@@ -151,7 +154,7 @@ class Watch:
       time.sleep(_BEAT)
     if not ending.claim():
       ending.wait_for_end()
-    print(line, file=sys.stderr, flush=True)
+    ending.say(line)
     self.leave(code, line.splitlines()[-1].removeprefix("error: "), agreed=False)
     ending.end_now(code)
 
@@ -164,12 +167,16 @@ class Watch:
       self._wake.send(b"\0")
 
   def _run(self) -> None:
-    while True:
-      for key, _ in self._selector.select(timeout=1.0):
-        key.data()
-      while not self._calls.empty():
-        self._calls.get()()
-      self._tick()
+    try:
+      while True:
+        for key, _ in self._selector.select(timeout=1.0):
+          key.data()
+        while not self._calls.empty():
+          self._calls.get()()
+        self._tick()
+    except Exception:  # a process that nobody watches would be waited for in vain
+      ending.say(traceback.format_exc())
+      ending.end_now(outcomes.FAILED)
 
   def _woken(self) -> None:
     if signal.SIGTERM not in self._waking.recv(4096):
@@ -287,7 +294,8 @@ class Watch:
   def _show_threads(self) -> None:
     note = f"; last: {here.note}" if here.note else ""
     _say(f"{self._peers.name}: {here.now}{note}")
-    faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
+    with contextlib.suppress(OSError, ValueError):
+      faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
 
   # Stops.
 
@@ -317,7 +325,7 @@ class Watch:
 
 
 def _say(line: str) -> None:
-  print(terminal.line(line), file=sys.stderr, flush=True)
+  ending.say(terminal.line(line))
 
 
 def _is_place(value) -> bool:

@@ -6,12 +6,14 @@ checkpoints/STEP/meta    format version, configuration, tokenizer, code, checksu
 damaged/STEP             a step that could not be restored, moved aside
 
 Files are written in the background. On a disk they are renamed into place at once; in
-a bucket, where nothing can be renamed, a step counts from the marker that is written
-last. So a step is whole or not there; checksums of all values tell what has changed
-since.
+a bucket, mounted or not, where no folder can be renamed, a step counts from the marker
+that is written last. So a step is whole or not there; checksums of all values tell
+what has changed since.
 """
 
+import logging
 import pathlib
+import time
 from typing import NamedTuple
 
 import jax
@@ -53,6 +55,24 @@ class Restored(NamedTuple):
   news: list[str]
 
 
+class _Failures(logging.Filter):
+  """Hears of what fails in the threads in which Orbax saves.
+
+  Orbax raises it once all processes have come to the end of the save; they never do
+  where others wait for what this one has not written.
+  """
+
+  def __init__(self):
+    super().__init__()
+    self.first: BaseException | None = None
+
+  def filter(self, record: logging.LogRecord) -> bool:
+    """Takes notice of a record; it is logged as it is."""
+    if record.threadName == "async_save" and record.exc_info and self.first is None:
+      self.first = record.exc_info[1]
+    return True
+
+
 class Checkpoints:
   """The checkpoints of one work directory.
 
@@ -66,6 +86,7 @@ class Checkpoints:
   ):
     self.folder = places.absolute(folder)
     self._keep = keep_latest, keep_best
+    self._failures = _Failures()
     self._opened: Opened | None = None
     self._manager: ocp.CheckpointManager | None = None
 
@@ -80,11 +101,16 @@ class Checkpoints:
       keep_checkpoints_without_metrics=False,
     )
     keep = [policies.LatestN(latest), ranked]
-    folder = self.folder
+    folder, mode = self.folder, ocp.options.AtomicityMode.AUTO
+    if not processes.from_first(lambda: places.renames(folder)):
+      mode = ocp.options.AtomicityMode.COMMIT_FILE
+    processes.from_first(lambda: steps.mark(folder))
     if not places.is_remote(folder):
       folder.parent.mkdir(parents=True, exist_ok=True)
       self._opened = Opened(folder.parent)  # Orbax looks for its files by patterns
       folder = self._opened.path / folder.name
+    # Before any that holds records back.
+    logging.getLogger("absl").filters.insert(0, self._failures)
     self._manager = ocp.CheckpointManager(
       folder,
       options=ocp.CheckpointManagerOptions(
@@ -92,6 +118,7 @@ class Checkpoints:
         # Saving is decided by the training loop alone.
         save_decision_policy=policies.FixedIntervalPolicy(1),
         cleanup_tmp_directories=True,
+        atomicity_options=ocp.options.AtomicityOptions(mode=mode),
       ),
     )
     return self
@@ -99,10 +126,13 @@ class Checkpoints:
   def __exit__(self, kind, *exception) -> None:
     # What ends only this process must not wait for a save that others take part in.
     agreed = kind is None or issubclass(kind, Preempted | NonFiniteError)
-    if self._manager is not None and (agreed or jax.process_count() == 1):
-      with here.phase("save"):
-        self._manager.wait_until_finished()
-        self._manager.close()
+    try:
+      if self._manager is not None and (agreed or jax.process_count() == 1):
+        with here.phase("save"):
+          self._wait()
+          self._manager.close()
+    finally:
+      logging.getLogger("absl").removeFilter(self._failures)
 
   @property
   def steps(self) -> list[int]:
@@ -119,6 +149,7 @@ class Checkpoints:
       meta: plain JSON values.
       nats_per_token: of an evaluation at this very step, if there was one.
     """
+    self._wait()
     metrics = None if nats_per_token is None else {_METRIC: nats_per_token}
     sums = jax.device_get(checksums(state))
     described = {
@@ -135,6 +166,18 @@ class Checkpoints:
       ),
       metrics=metrics,
     )
+
+  def check(self) -> None:
+    """Raises what this process has met while it saved in the background."""
+    if self._failures.first is not None and jax.process_count() > 1:
+      raise self._failures.first
+
+  def _wait(self) -> None:
+    """Waits for the end of a save, of which others may be kept by a fault here."""
+    while self._manager.is_saving_in_progress():
+      self.check()
+      time.sleep(0.002)
+    self._manager.wait_until_finished()
 
   def restore(self, step: int, state, data):
     """The state of a step, laid out as the abstract `state`; `data` moves along.

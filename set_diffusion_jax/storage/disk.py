@@ -16,6 +16,7 @@ import threading
 from collections.abc import Iterator
 
 from set_diffusion_jax.inputs import paths
+from set_diffusion_jax.storage import mounts
 
 
 def write_whole(path: pathlib.Path, content: str | bytes) -> None:
@@ -43,7 +44,9 @@ def write_whole(path: pathlib.Path, content: str | bytes) -> None:
     with fresh.open("xb") as file:  # as the user's umask says
       file.write(content)
     with contextlib.suppress(FileNotFoundError):
-      fresh.chmod(target.stat().st_mode & 0o7777)  # a private file stays private
+      mode = target.stat().st_mode & 0o7777  # a private file stays private
+      if fresh.stat().st_mode & 0o7777 != mode:  # some mounted buckets refuse to
+        fresh.chmod(mode)
 
 
 @contextlib.contextmanager
@@ -84,6 +87,8 @@ def create(path: pathlib.Path, content: str) -> bool:
 
   Of several processes that do so at once, on whatever host, one succeeds.
   """
+  if mounts.in_bucket(path):
+    return _create_in_place(path, content)  # no file has two names there
   # Processes of two hosts, or containers, may have the same number.
   fresh = path.with_name(f".set-diffusion-{secrets.randbits(63)}.tmp")
   try:
@@ -94,7 +99,7 @@ def create(path: pathlib.Path, content: str) -> bool:
   except OSError as error:
     if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS):
       raise
-    return _create_in_place(path, content)  # no file has two names there
+    return _create_in_place(path, content)
   finally:
     fresh.unlink(missing_ok=True)
   return True

@@ -1,7 +1,8 @@
 """Folders with all that is in them, on disks and in buckets.
 
-In a bucket a folder is written and removed one object after the other: the marker of a
-step comes last and goes first, so that what is cut short does not count.
+In a bucket, mounted or not, a folder is written and moved one object after the other:
+the marker of a step comes last and goes first, so that what is cut short does not
+count.
 """
 
 import contextlib
@@ -9,7 +10,7 @@ import os
 import pathlib
 import shutil
 
-from set_diffusion_jax.storage import places
+from set_diffusion_jax.storage import disk, places
 from set_diffusion_jax.storage.steps import MARKER
 
 
@@ -30,7 +31,10 @@ def move(source: pathlib.Path, target: pathlib.Path) -> None:
   unfinished at its old place.
   """
   if not places.is_remote(source):
-    os.replace(source, target)
+    if places.renames(source) or not source.is_dir():
+      os.replace(source, target)
+    else:
+      _move_files(source, target)
     return
   start, end = (os.fspath(place).removeprefix("gs://") for place in (source, target))
 
@@ -51,15 +55,32 @@ def _each(place: pathlib.Path, act) -> None:
   """Calls `act` with the store and every object of a path, markers first."""
   store, here = places.store(), os.fspath(place).removeprefix("gs://")
   found = [n for n in store.find(here) if n == here or n.startswith(f"{here}/")]
-  step_first = lambda name: (not name.endswith(f"/{MARKER}"), name.count("/"), name)
-  for name in sorted(found, key=step_first):
+  for name in sorted(found, key=_step_first):
     act(store, name)
+
+
+def _step_first(name: str) -> tuple:
+  """Sorts names: markers, of which the step's is the first, then what is highest."""
+  return (not name.endswith(f"/{MARKER}"), name.count("/"), name)
+
+
+def _move_files(source: pathlib.Path, target: pathlib.Path) -> None:
+  files = [os.fspath(path) for path in source.rglob("*") if not path.is_dir()]
+  for file in sorted(files, key=_step_first):
+    end = target / pathlib.Path(file).relative_to(source)
+    end.parent.mkdir(parents=True, exist_ok=True)
+    os.replace(file, end)
+  shutil.rmtree(source)
 
 
 def upload(folder: pathlib.Path, target: pathlib.Path) -> None:
   """Copies all files of a folder on a disk into a bucket, the marker of a step last."""
-  store = places.store()
   files = [path for path in folder.rglob("*") if path.is_file()]
   last = lambda path: (path.name == MARKER, -len(path.parts), path)
   for file in sorted(files, key=last):
-    store.put_file(str(file), os.fspath(target / file.relative_to(folder).as_posix()))
+    end = target / file.relative_to(folder).as_posix()
+    if places.is_remote(target):
+      places.store().put_file(str(file), os.fspath(end))
+    else:  # it is mounted
+      end.parent.mkdir(parents=True, exist_ok=True)
+      disk.write_whole(end, file.read_bytes())

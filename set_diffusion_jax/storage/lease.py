@@ -73,7 +73,8 @@ class Lease:
       if not places.create(file, self._text):
         continue
       others = [number for number in _numbers(self._folder) if number != last + 1]
-      if last + 1 > max(others, default=0):
+      first = last + 1 > max(others, default=0)
+      if first and (news is not None or not self._says(last)):
         break
       folders.remove(file)  # others came and went meanwhile, and one of them is there
     self._number = last + 1
@@ -85,6 +86,13 @@ class Lease:
 
   def _file(self, number: int) -> pathlib.Path:
     return self._folder / f"{number}.json"
+
+  def _says(self, number: int) -> bool:
+    """Whether a lease that said nothing has been written since."""
+    try:
+      return bool(number and _read(self._file(number)))
+    except FileNotFoundError:
+      return False
 
   def _judge(self, number: int) -> str | None:
     """UserError if a lease holds; a line if its process is gone; None if given back."""
@@ -189,10 +197,17 @@ def _numbers(folder: pathlib.Path) -> list[int]:
 
 
 def _read(file: pathlib.Path) -> dict:
-  """What a lease says; of one that is only half there, that nothing is known."""
+  """What a lease says; of one that is only half there, that nothing is known.
+
+  An empty one is nobody's: who made it was killed, or writes it and sees then that
+  there is a higher number.
+  """
   unknown = {"machine": "unknown"}
   try:
-    found = json.loads(places.read_bytes(file))
+    text = places.read_bytes(file)
+    if not text:
+      return {}
+    found = json.loads(text)
   except (ValueError, RecursionError):
     return unknown
   return found if isinstance(found, dict) else unknown

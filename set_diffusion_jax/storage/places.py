@@ -3,7 +3,8 @@
 Only the rooms of `storage` know what a URL is. A path is a pathlib.Path on a disk, and
 an epath.Path, which Orbax takes as well, in a bucket. A bucket has no folders, only
 objects with slashes in their names; an object appears whole or not at all, and cannot
-be appended to or renamed.
+be appended to or renamed. A bucket that is mounted as a folder is a disk here, but one
+whose folders cannot be renamed.
 """
 
 import os
@@ -15,7 +16,7 @@ from etils import epath
 
 from set_diffusion_jax.errors import UserError
 from set_diffusion_jax.inputs import paths
-from set_diffusion_jax.storage import disk
+from set_diffusion_jax.storage import disk, mounts
 from set_diffusion_jax.storage.refusals import PACKAGE, explained
 
 ANSWERS_WITHIN = 10.0  # seconds, a store that is asked for the first time
@@ -87,6 +88,14 @@ def _in_bucket(text: str) -> epath.Path:
 def is_remote(place: str | os.PathLike) -> bool:
   """Whether a path is in a bucket."""
   return os.fspath(place).startswith("gs://")
+
+
+def renames(place: str | os.PathLike) -> bool:
+  """Whether a folder there is renamed at once, and a file can be appended to.
+
+  It is so on disks, but not in buckets, nor where one is mounted as a folder.
+  """
+  return not is_remote(place) and not mounts.in_bucket(place)
 
 
 def bucket_and_name(place: pathlib.Path) -> tuple[str, str]:

@@ -26,6 +26,8 @@ def check(workdir: pathlib.Path, config: Config, fingerprint: dict) -> bool:
     found = [name for name in places.names(workdir) if name != lease.FOLDER]
     if not found:
       return False
+    if found == [CONFIG] and not places.read_bytes(workdir / CONFIG):
+      return False  # a kill left it so, where a file is made before it is written
     if CONFIG not in found:
       raise UserError(
         f"--workdir={workdir}: holds files but no run; give a new directory"

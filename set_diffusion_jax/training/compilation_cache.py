@@ -59,8 +59,9 @@ class CompilationCache:
       self._set(wanted)
     return self
 
-  def __exit__(self, *exception) -> None:
-    self.record()
+  def __exit__(self, kind, *exception) -> None:
+    if kind is None:  # after an error a thread may still compile
+      self.record()
     self._set(self._before)
 
   def _set(self, settings: dict) -> None:

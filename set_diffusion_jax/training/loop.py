@@ -64,6 +64,7 @@ class Loop:
       NonFiniteError: see `train`.
       Preempted: see `train`.
     """
+    self._checkpoints.check()
     cadence = self._run.config.train
     last = step == cadence.steps
     stop = self._preemption.reached(step) and not last

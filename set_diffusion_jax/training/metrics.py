@@ -20,9 +20,9 @@ class MetricsWriter:
   """Appends metrics of a work directory, both as JSON lines and as events.
 
   On resume both are cut back to the restored step: what came after it happens again.
-  In a bucket nothing can be appended to: there the files are kept on this disk and
-  copied whole, every now and then and before each save, so that a run which goes on
-  from a step has the rows up to it.
+  In a bucket, mounted or not, nothing can be appended to: there the files are kept on
+  this disk and copied whole, every now and then and before each save, so that a run
+  which goes on from a step has the rows up to it.
 
   Args:
     workdir: of the run, on a disk or in a bucket.
@@ -38,7 +38,7 @@ class MetricsWriter:
     if not active:
       return
     self._bucket, kept = None, read_metrics(workdir / "metrics.jsonl")
-    if places.is_remote(workdir):
+    if not places.renames(workdir):
       self._bucket = workdir
       self._scratch = disk.scratch()
       workdir = pathlib.Path(self._scratch.name)

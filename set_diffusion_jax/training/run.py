@@ -1,7 +1,8 @@
 """A run: a program together with its data, and what they make of each other."""
 
 import dataclasses
-from concurrent.futures import Executor, Future
+import threading
+from concurrent.futures import Future
 
 import jax
 import jax.numpy as jnp
@@ -59,13 +60,23 @@ class Run(Program):
       lines.append("its tokenizer is another: an id need not mean the same text")
     return current, origin, [f"from {where}: {line}" for line in lines]
 
-  def compile_ahead(self, pool: Executor) -> Future:
-    """Has `step` compiled in a thread of `pool`, for `compiled_step`.
+  def compile_ahead(self) -> Future:
+    """Has `step` compiled in a thread, for `compiled_step`.
 
-    It is traced at once, in this thread, whose settings of JAX count for the result.
+    It is traced at once, in this thread, whose settings of JAX count for the result. A
+    process that ends meanwhile does not wait for it.
     """
     lowered = self.step.lower(self.abstract_state(), self.abstract_batch())
-    return pool.submit(lowered.compile)
+    ahead: Future = Future()
+
+    def work():
+      try:
+        ahead.set_result(lowered.compile())
+      except BaseException as error:
+        ahead.set_exception(error)
+
+    threading.Thread(target=work, name="compile", daemon=True).start()
+    return ahead
 
   def compiled_step(self, ahead: Future):
     """`step`, compiled in all processes; raises what compiling has raised.

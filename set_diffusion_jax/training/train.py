@@ -3,7 +3,6 @@
 import functools
 import pathlib
 import time
-from concurrent.futures import ThreadPoolExecutor
 
 from set_diffusion_jax import data
 from set_diffusion_jax.config import Config
@@ -83,14 +82,10 @@ def train(
   )
   with Preemption() as preemption, Home(directory, lease_timeout) as home:
     told(workdir.claim, *identity)
-    with (
-      CompilationCache(directory) as cache,
-      CompileTime() as compiled,
-      ThreadPoolExecutor(1) as pool,
-    ):
+    with CompilationCache(directory) as cache, CompileTime() as compiled:
       # While the step is compiled, the state is restored and the first batch is read.
       with here.phase("compile"):
-        ahead = None if finished else run.compile_ahead(pool)
+        ahead = None if finished else run.compile_ahead()
       with here.phase("restore"):
         found = checkpoints.restore_newest(run.abstract_state(), batches)
       if found is not None:
@@ -131,7 +126,7 @@ def train(
         if first < total:
           ready = [fetch()]
           with here.phase("compile"):
-            step_fn = run.compiled_step(ahead or run.compile_ahead(pool))
+            step_fn = run.compiled_step(ahead or run.compile_ahead())
           cache.record()
           journal.begin()
         for step in range(first + 1, total + 1):
