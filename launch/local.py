@@ -11,6 +11,7 @@ its processes are killed with it (on Linux).
 """
 
 import contextlib
+import math
 import os
 import queue
 import shlex
@@ -25,7 +26,9 @@ from collections.abc import Callable
 from set_diffusion_jax.jobs import outcomes
 from set_diffusion_jax.launch import command as shared
 
-GRACE = 20.0  # seconds that processes have to end when one of them has ended badly
+# Seconds that the others have to end when one process has ended, badly or well.
+GRACE, FAREWELL = 20.0, 60.0
+_WELL = (outcomes.DONE, outcomes.PREEMPTED)
 STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 # Becomes the program after its first argument, the number of the process that started
 # it, and is killed when that one ends, however it does. Only Linux has prctl.
@@ -107,20 +110,21 @@ class Job:
   def result(self) -> int:
     """Waits for all; the code of the first that ended badly, otherwise 42 or 0."""
     codes: list[int] = []
-    deadline = None
+    deadline = math.inf
     while len(codes) < len(self.processes):
-      left = None if deadline is None else max(0.0, deadline - time.monotonic())
+      left = None if deadline == math.inf else max(0.0, deadline - time.monotonic())
       try:
         index, code = self._ended.get(timeout=left)
       except queue.Empty:
         self.kill()
-        deadline = None
+        deadline = math.inf
         continue
-      codes.append(code)
-      if code not in (0, outcomes.PREEMPTED) and deadline is None:
+      if code not in _WELL and all(other in _WELL for other in codes):
         shared.say(f"process {index} ended with {code}")
-        deadline = time.monotonic() + GRACE
-    bad = [code for code in codes if code not in (0, outcomes.PREEMPTED)]
+      codes.append(code)
+      grace = FAREWELL if code in _WELL else GRACE
+      deadline = min(deadline, time.monotonic() + grace)
+    bad = [code for code in codes if code not in _WELL]
     return bad[0] if bad else max(codes)
 
   def signal(self, number: int) -> None:

@@ -105,3 +105,30 @@ def test_what_cannot_be_printed_holds_up_nobody(monkeypatch):
   monkeypatch.setattr(sys, "stderr", Gone())
   with local.Job([sys.executable, "-c", code], 2, None) as job:
     assert job.result() == 0
+
+
+HANGING = """
+import os, pathlib, signal, sys, time
+count = pathlib.Path("count-" + os.environ["JAX_PROCESS_ID"])
+attempt = len(count.read_text()) if count.exists() else 0
+count.write_text("x" * (attempt + 1))
+if attempt == 0 and os.environ["JAX_PROCESS_ID"] == "1":
+  os.kill(os.getpid(), signal.SIGSTOP)
+sys.exit(CODE if attempt == 0 else 0)
+"""
+
+
+@pytest.mark.parametrize("code", [0, 42])
+def test_a_process_that_stands_still_after_the_others_ended_well(
+  tmp_path, monkeypatch, code
+):
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setattr(local, "FAREWELL", 0.5)
+  before = {number: signal.getsignal(number) for number in local.STOPS}
+  program = [sys.executable, "-c", HANGING.replace("CODE", str(code))]
+  try:
+    assert local.supervise(program, 2, None, 1) == 0
+  finally:
+    for number, handler in before.items():
+      signal.signal(number, handler)
+  assert (tmp_path / "count-0").read_text() == "xx"

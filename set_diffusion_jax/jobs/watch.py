@@ -259,8 +259,7 @@ class Watch:
   def _lose(self, peer: Peer, how: str = "was lost") -> None:
     """A process is gone without a word."""
     if self._peers.process != 0 and self._left is not None:
-      self._last_moment = time.monotonic() + _LINGER  # jax may still be closing
-      return
+      ending.end_now(self._left)  # all is done but jax's farewell
     seconds = time.monotonic() - peer.heard
     line = f"{peer.name} {how}; {seconds:.0f} s before it was in {peer.where.phase}"
     if self._peers.process == 0:
