@@ -61,6 +61,10 @@ class Launcher(argparse.ArgumentParser):
     words = sys.argv[1:]
     cut = words.index("--") if "--" in words else len(words)
     options, command = self.parse_args(words[:cut]), words[cut + 1 :]
+    for option in _KEPT:  # `--workdir DIR`, as `--workdir=DIR`
+      if option in command[:-1]:
+        at = command.index(option)
+        command[at : at + 2] = [f"{option}={command[at + 1]}"]
     if not command:
       self.error("after -- there must be a command, such as -- train --config=FILE")
     if command[0] not in VERBS:
@@ -222,6 +226,14 @@ def show(text: str) -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+def fed(words: Sequence[str], text: str) -> str:
+  """A command with a text as its standard input, to be pasted whatever the text is."""
+  end = "END"
+  while end in text.splitlines():
+    end += "_"
+  return f"{lines(words)} <<'{end}'\n{text}{end}"
+
+
 def run(words: Sequence[str], text: str, dry_run: bool) -> int:
   """Runs a command with a text as its standard input, or prints both to be pasted.
 
@@ -229,7 +241,7 @@ def run(words: Sequence[str], text: str, dry_run: bool) -> int:
     The exit code.
   """
   if dry_run:
-    show(f"{lines(words)} <<'END'\n{text}END")
+    show(fed(words, text))
     return 0
   try:
     return subprocess.run(words, input=text, text=True, check=False).returncode

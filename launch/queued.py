@@ -17,11 +17,12 @@ from collections.abc import Callable
 from set_diffusion_jax.launch import command as shared
 
 EVERY = 60.0  # seconds from one look to the next
+WITHIN = 600.0  # seconds for a command of gcloud
 GONE = ("SUSPENDED", "FAILED")  # as it stays, once preempted or not had in time
 # What gcloud says where the same would be refused again.
 LASTING = (
   "PERMISSION_DENIED|INVALID_ARGUMENT|UNAUTHENTICATED|HTTPError 40[13]|"
-  "does not have permission|have an active account"
+  "does not have permission|have an active account|a valid project"
 )
 
 
@@ -99,11 +100,14 @@ def look(request: Request) -> tuple[str, int | None]:
   ended = f"the run ended with {code}"
   if answer is None and end is not None:
     last = f": {printed[-1]}" if printed else ""
-    return f"{ended}{last} (remove {request.end} to start it again)", int(code)
+    again = f"remove {request.end} to start it again"
+    if not code.isdecimal():
+      shared.fail(f"{request.end}: does not say how the run ended; {again}")
+    return f"{ended}{last} ({again})", int(code)
   if answer is None:
     _gcloud(request.create, text=request.startup)
     return "asked for", None
-  found = json.loads(answer).get("state", {})
+  found = _state(answer)
   state = found.get("state", "STATE_UNSPECIFIED")
   if state != "DELETING" and (end is not None or state in GONE):
     _gcloud(delete(request.name, request.project, request.zone))
@@ -111,6 +115,17 @@ def look(request: Request) -> tuple[str, int | None]:
     then = "to be asked for again" if end is None else ended
     return f"{state}{f' ({reason})' if reason else ''}: deleted; {then}", None
   return state, None
+
+
+def _state(answer: str) -> dict:
+  """The state in an answer of `describe`; Refused if it holds none."""
+  try:
+    found = json.loads(answer)["state"]
+    found["state"].upper()
+    return found
+  except (ValueError, TypeError, LookupError, AttributeError):
+    line = f"cannot read what gcloud answers: {answer[:80]!r}"
+    raise Refused(subprocess.CompletedProcess([], 1, "", line)) from None
 
 
 def once(request: Request) -> int:
@@ -157,18 +172,26 @@ def show(request: Request) -> None:
   rows = ["# Each look asks:", *(f"#   {shlex.join(words)}" for words in asked)]
   words = delete(request.name, request.project, request.zone)
   rows += [f"# {gone}:", f"#   {shlex.join(words)}", f"# {absent}:"]
-  create = f"{shared.lines(request.create)} <<'END'\n{request.startup}END"
-  shared.show("\n".join([*rows, create]))
+  shared.show("\n".join([*rows, shared.fed(request.create, request.startup)]))
 
 
 def _gcloud(words: list[str], absent: str | None = None, text: str = "") -> str | None:
   """What a command prints; None if it fails with an error that says `absent`."""
   try:
     ended = subprocess.run(
-      words, input=text, text=True, capture_output=True, check=False
+      words,
+      input=text,
+      text=True,
+      errors="replace",  # a run prints what it likes
+      capture_output=True,
+      check=False,
+      timeout=WITHIN,
     )
   except FileNotFoundError:
     shared.fail(f"{words[0]}: is not installed on this machine")
+  except subprocess.TimeoutExpired:
+    line = f"{words[0]} has not answered within {WITHIN:.0f} s"
+    raise Refused(subprocess.CompletedProcess(words, 1, "", line)) from None
   if ended.returncode and absent is not None and absent in ended.stderr:
     return None
   if ended.returncode:

@@ -61,7 +61,7 @@ class Cloud:
       if self.gives_back:
         self.state, self._coming = "DELETING", ["DELETING", None]
 
-  def run(self, words, input, text, capture_output, check):
+  def run(self, words, input, text, capture_output, check, **named):
     """What `subprocess.run` does with a command of gcloud."""
     assert words[0] == "gcloud" and text and capture_output and not check
     verb = words[2] if words[1] == "storage" else words[4]

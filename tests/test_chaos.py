@@ -62,6 +62,7 @@ def test_the_page_has_the_cells_of_the_list(tmp_path):
   assert set(rows) == {report.key(cell) for cell in cells}
   report.write(cells, rows, tmp_path / "page.md")
   assert report.PAGE.read_text() == (tmp_path / "page.md").read_text()
+  assert not [key for key, row in rows.items() if row.outcome.startswith("FAILED")]
 
 
 def account(tmp_path, codes=((6, 137), (0, 0)), launches=((0, ""),), left=()):

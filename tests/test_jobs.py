@@ -3,10 +3,13 @@
 import contextlib
 import functools
 import json
+import os
 import random
 import re
 import resource
+import select
 import selectors
+import shlex
 import signal
 import socket
 import subprocess
@@ -143,94 +146,107 @@ def closing():
     yield lambda thing: stack.enter_context(contextlib.closing(thing))
 
 
+def serve(peers, selector, until):
+  """Lets peers be heard until something is so."""
+  deadline = time.monotonic() + 20
+  while not until():
+    assert time.monotonic() < deadline
+    for key, _ in selector.select(0.1):
+      key.data()
+
+
 @pytest.fixture
-def linked(closing):
-  """A listener, and what it accepts in a thread."""
-  listener = links.Listener()
-  closing(listener.socket)
-  accepted = []
-  thread = threading.Thread(target=lambda: accepted.append(listener.accept()))
-  thread.start()
-  return listener, accepted, thread
-
-
-def test_links_carry_messages_and_their_end(linked, closing):
-  listener, accepted, thread = linked
-  invitation = listener.invitation("127.0.0.1")
-  assert json.loads(json.dumps(invitation)) == invitation
-  hosts = ["host.invalid", "127.0.0.1"]
-  mine = closing(links.connect({**invitation, "hosts": hosts}, 3))
-  thread.join()
-  ((number, host, theirs),) = accepted
-  closing(theirs)
-  assert (number, host) == (3, socket.gethostname())
-  mine.send({"beat": 1})
-  mine.send({"line": "x" * 5000})
-  found = []
-  while len(found) < 2:
-    found += theirs.receive()
-  assert [list(message) for message in found] == [["beat"], ["line"]]
-  mine.close()
-  assert theirs.receive() is None
-  theirs.send({"nobody": "there"})
-  assert theirs.receive() is None
-  assert links.connect({**invitation, "hosts": ["host.invalid"]}, 3) is None
-
-
-@pytest.mark.parametrize(
-  "words",
-  [
-    b'{"word": "wrong", "process": 1}\n',
-    b'{"word": 5, "process": 1}\n',
-    b'{"process": 1}\n',
-    b"[1, 2]\n",
-    b"GET / HTTP/1.1\r\n\r\n",
-    b"\xff\xfe\n",
-    b"[" * 60_000 + b"\n",
-    b"",
-  ],
-  ids=["wrong", "number", "none", "list", "http", "bytes", "deep", "nothing"],
-)
-def test_strangers_are_not_let_in(linked, words):
-  listener, accepted, thread = linked
-  with socket.create_connection(listener.socket.getsockname()[:2]) as stranger:
-    stranger.sendall(words)
-    stranger.shutdown(socket.SHUT_WR)
-    thread.join(20)
-  assert accepted == [None]
-
-
-def test_a_number_that_is_taken_is_not_let_in(closing):
+def first(closing):
+  """What process 0 of three is: its peers, selector, listener, and what was heard."""
   heard, selector = [], selectors.DefaultSelector()
-  peers = Peers(
-    selector, lambda peer, message: heard.append((peer.number, message)), heard.append
-  )
+  closing(selector)
+  hear = lambda peer, message: heard.append((peer.number, message))
+  peers = Peers(selector, hear, heard.append)
   peers.count = 3
   listener = links.Listener()
   closing(listener.socket)
   peers.listen(listener)
+  yield peers, selector, listener, heard
+  for peer in peers.there:
+    peer.link.close()
+  strangers = list(selector.get_map().values())
+  for key in strangers:
+    key.fileobj.close()
 
-  def wait(until):
-    deadline = time.monotonic() + 20
-    while not until():
-      assert time.monotonic() < deadline
-      for key, _ in selector.select(0.1):
-        key.data()
 
-  first = links.connect(listener.invitation("127.0.0.1"), 1)
-  wait(lambda: len(peers.there) == 1)
+def test_links_carry_messages_and_their_end(first, closing):
+  peers, selector, listener, heard = first
+  invitation = listener.invitation("127.0.0.1")
+  assert json.loads(json.dumps(invitation)) == invitation
+  hosts = ["host.invalid", "127.0.0.1"]
+  mine = closing(links.connect({**invitation, "hosts": hosts}, 2))
+  serve(peers, selector, lambda: peers.there)
+  (peer,) = peers.there
+  assert peer.name == f"process 2 on {socket.gethostname()}"
+  mine.send({"beat": 1})
+  mine.send({"line": "x" * 5000})
+  serve(peers, selector, lambda: len(heard) == 2)
+  assert [(number, list(message)) for number, message in heard] == [
+    (2, ["beat"]),
+    (2, ["line"]),
+  ]
+  mine.close()
+  serve(peers, selector, lambda: len(heard) == 3)
+  assert heard[2] is peer
+  peers.tell({"nobody": "there"}, also_ended=True)
+  assert links.connect({**invitation, "hosts": ["host.invalid"]}, 1) is None
+
+
+STRANGERS = {
+  "wrong": b'{"word": "wrong", "process": 1}\n',
+  "surrogate": b'{"word": "\\ud800", "process": 1}\n',
+  "number": b'{"word": 5, "process": 1}\n',
+  "none": b'{"process": 1}\n',
+  "list": b"[1, 2]\n",
+  "http": b"GET / HTTP/1.1\r\n\r\n",
+  "bytes": b"\xff\xfe\n",
+  "deep": b"[" * 60_000 + b"\n",
+  "nothing": b"",
+  "half": b'{"word": ',
+}
+
+
+def test_strangers_are_not_let_in_nor_waited_for(first, closing):
+  """Some say nothing at all, and stay; who belongs there comes in meanwhile."""
+  peers, selector, listener, heard = first
+  where = ("127.0.0.1", listener.socket.getsockname()[1])
+  silent = [closing(socket.create_connection(where)) for _ in range(20)]
+  for words in STRANGERS.values():
+    stranger = closing(socket.create_connection(where))
+    stranger.sendall(words)
+    if words != STRANGERS["half"]:
+      stranger.shutdown(socket.SHUT_WR)
+  for number in (1, 2):
+    closing(links.connect(listener.invitation("127.0.0.1"), number))
+  serve(peers, selector, lambda: peers.complete)
+  assert [peer.number for peer in peers.there] == [1, 2]
+  assert (heard, len(silent)) == ([], 20)
+  with pytest.raises(ConnectionRefusedError):  # nobody else is awaited
+    socket.create_connection(where)
+
+
+def test_a_number_that_is_taken_is_not_let_in(first, closing):
+  peers, selector, listener, heard = first
+  invitation = listener.invitation("127.0.0.1")
+  one = closing(links.connect(invitation, 1))
+  serve(peers, selector, lambda: len(peers.there) == 1)
   for number in (0, 1, 3, -1):
-    other = closing(links.connect(listener.invitation("127.0.0.1"), number))
-    wait(lambda other=other: other.receive() is None)
-  first.send({"here": 1})
-  wait(lambda: heard)
+    other = closing(links.connect(invitation, number))
+    serve(peers, selector, lambda other=other: readable(other) and not other.receive())
+  one.send({"here": 1})
+  serve(peers, selector, lambda: heard)
   assert heard == [(1, {"here": 1})]
   assert not peers.complete
-  first.close()
-  wait(lambda: len(heard) == 2)
-  assert heard[1].number == 1
-  selector.close()
-  assert peers.there == []
+
+
+def readable(link) -> bool:
+  """Whether there is something to receive, or the end."""
+  return bool(select.select([link.socket], [], [], 0)[0])
 
 
 def command(folder, *words, **changes):
@@ -488,3 +504,31 @@ def test_a_save_that_fails_in_one_process(tmp_path, victim):
   for lines in found:
     (line,) = [line for line in lines if line.startswith("error: ")]
     assert "File too large; steps that are whole are kept" in line
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("closed", ["2>&-", ">&- 2>&-"])
+def test_a_job_whose_outputs_are_closed(tmp_path, closed):
+  """As some daemons start their programs."""
+  words = command(tmp_path, f"--workdir={tmp_path}/run", train__steps=2)
+  line = (
+    f"exec {shlex.join([sys.executable, '-m', 'set_diffusion_jax', *words])} {closed}"
+  )
+  job = subprocess.run(
+    ["bash", "-c", line], cwd=jobs.ROOT, env=jobs.environment(1), check=False
+  )
+  assert job.returncode == 0
+  assert (tmp_path / "run/checkpoints/2").is_dir()
+
+
+@pytest.mark.slow
+def test_an_account_that_is_no_file(tmp_path):
+  words = command(tmp_path, f"--workdir={tmp_path}/run", train__steps=2)
+  job = Job(tmp_path, 1, 1, words)
+  assert job.wait() == [0], job.text()
+  file = tmp_path / "run/goodput.jsonl"
+  file.unlink()
+  os.mkfifo(file)
+  job = Job(tmp_path, 1, 1, words)
+  assert job.wait() == [2], job.text()
+  assert f"error: {file}: is a pipe or a device" in job.text()

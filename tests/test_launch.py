@@ -15,7 +15,7 @@ import time
 import pytest
 import yaml
 
-from set_diffusion_jax.launch import local
+from set_diffusion_jax.launch import command, local
 from tests import jobs, jobset, tiny
 from tests.test_train import assert_identical, config, final, settings
 
@@ -59,6 +59,15 @@ def shown(launch):
     return shlex.split(command.replace("\\\n", ""), comments=True), text
 
   return show
+
+
+def test_what_is_shown_is_one_command_whatever_it_holds():
+  text = "a\nEND\ntouch here\nEND_\n"
+  shown = command.fed(["cat"], text)
+  ended = subprocess.run(
+    ["bash", "-c", shown], capture_output=True, text=True, check=True
+  )
+  assert (ended.stdout, ended.stderr) == (text, "")
 
 
 @pytest.mark.parametrize("script", ["gke", "local"])

@@ -20,8 +20,10 @@ pathlib.Path(os.environ["JAX_PROCESS_ID"]).write_text(str(os.getpid()))
 time.sleep(600)
 """
 LAUNCHER = f"""
-import sys
+import signal, sys
 from set_diffusion_jax.launch import local
+for number in local.STOPS:  # a shell has those in its background ignore some
+  signal.signal(number, signal.SIG_DFL)
 sys.exit(local.supervise([sys.executable, "-c", {PROCESS!r}], 2, None, 5))
 """
 

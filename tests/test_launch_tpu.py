@@ -320,3 +320,33 @@ def test_giving_back_is_tried_again(tmp_path):
   assert host(tmp_path, 2, failures=3) == [written] * 3 + [DELETE]
   found = host(tmp_path, 2, failures=99)
   assert found == [written] * 10 + [DELETE] * 10
+
+
+@pytest.mark.parametrize(
+  "answer", ["no JSON", "[]", "{}", '{"state": 3}', '{"state": {"state": []}}']
+)
+def test_answers_that_cannot_be_read_are_asked_for_again(monkeypatch, answer):
+  ended = subprocess.CompletedProcess([], 0, answer, "")
+  monkeypatch.setattr(subprocess, "run", lambda words, **named: ended)
+  with pytest.raises(queued.Refused, match="cannot read what gcloud answers") as error:
+    queued.look(REQUEST)
+  assert not error.value.lasting
+
+
+@pytest.mark.parametrize("end", ["", "hello\n"])
+def test_an_end_that_says_nothing(cloud, capsys, end):
+  cloud([["ACCEPTED"]], None, end)
+  with pytest.raises(SystemExit) as error:
+    queued.look(REQUEST)
+  assert error.value.code == 2
+  assert f"error: {END}: does not say how the run ended" in capsys.readouterr().err
+
+
+def test_a_gcloud_that_hangs_is_asked_again(monkeypatch):
+  def run(words, **named):
+    raise subprocess.TimeoutExpired(words, named["timeout"])
+
+  monkeypatch.setattr(subprocess, "run", run)
+  with pytest.raises(queued.Refused, match="has not answered within 600 s") as error:
+    queued.look(REQUEST)
+  assert not error.value.lasting

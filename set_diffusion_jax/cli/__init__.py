@@ -140,9 +140,8 @@ def _fail(error: Exception) -> None:
       right = "a smaller batch, train.accumulate or another mesh need less; ask plan"
       watching.fail(f"error: {first}; {right}", outcomes.MISFIT)
     watching.fail(f"error: a device or a peer failed: {first}")
-  elif jax.distributed.is_initialized():
-    text = traceback.format_exc()
-    watching.fail(f"{text}error: {terminal.line(repr(error))}", code=1)
+  text = traceback.format_exc()
+  watching.fail(f"{text}error: {terminal.line(repr(error))}", code=1)
 
 
 def _run(argv: list[str], watched: bool) -> int:

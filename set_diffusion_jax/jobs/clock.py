@@ -2,6 +2,7 @@
 
 import faulthandler
 
+from set_diffusion_jax.jobs import ending
 from set_diffusion_jax.jobs.phases import Now, Phases
 
 _WATCHED = ("input", "step", "evaluation", "save", "restore")
@@ -69,4 +70,4 @@ class Clock:
       faulthandler.cancel_dump_traceback_later()
     else:
       left = max(limit - where.seconds, 0.0) + more
-      faulthandler.dump_traceback_later(left, exit=True)
+      faulthandler.dump_traceback_later(left, file=ending.errors(), exit=True)

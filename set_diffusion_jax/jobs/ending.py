@@ -1,12 +1,13 @@
 """The end of a process that others may be waiting for, from whichever thread."""
 
 import contextlib
+import functools
 import os
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import NoReturn
+from typing import IO, NoReturn
 
 _SECONDS = 5.0  # for what is still to be done
 _claimed = threading.Lock()
@@ -38,6 +39,16 @@ def say(text: str) -> None:
   """Prints to where errors go, as far as that goes: the disk under it may be full."""
   with contextlib.suppress(OSError, ValueError):
     print(text, file=sys.stderr, flush=True)
+
+
+@functools.cache
+def errors() -> IO:
+  """Where errors go, as a file of the system; where that is closed, nowhere."""
+  try:
+    sys.stderr.fileno()
+  except (AttributeError, OSError, ValueError):
+    return open(os.devnull, "w")  # to the end of the process
+  return sys.stderr
 
 
 def end_now(code: int) -> NoReturn:

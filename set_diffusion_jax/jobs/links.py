@@ -9,6 +9,7 @@ import hmac
 import json
 import secrets
 import socket
+import time
 
 _LONGEST = 64 * 1024  # bytes of a message
 _SECONDS = 5.0  # to send or to connect
@@ -64,6 +65,7 @@ class Listener:
     self.socket = socket.create_server(
       ("", 0), family=family, backlog=4096, dualstack_ipv6=both
     )
+    self.socket.setblocking(False)  # who knocked may be gone again
     self._word = secrets.token_hex(16)
 
   def invitation(self, host: str | None) -> dict:
@@ -77,20 +79,23 @@ class Listener:
     port = self.socket.getsockname()[1]
     return {"hosts": list(dict.fromkeys(names)), "port": port, "word": self._word}
 
-  def accept(self) -> tuple[int, str, Link] | None:
-    """The number, the host and the link of who knocked; None for a stranger."""
-    connection, _ = self.socket.accept()
-    link = Link(connection)
-    messages = link.receive()
-    hello = messages[0] if messages else {}
-    word, process = hello.get("word"), hello.get("process")
-    known = isinstance(word, str) and hmac.compare_digest(
-      word.encode(), self._word.encode()
-    )
-    if not known or type(process) is not int:
-      link.close()
+  def accept(self) -> Link | None:
+    """A link to who knocked, who has not said yet who that is; None if it is gone."""
+    try:
+      connection, _ = self.socket.accept()
+    except OSError:  # of too many open files, too
+      time.sleep(0.05)
       return None
-    return process, str(hello.get("host")), link
+    return Link(connection)
+
+  def greet(self, hello: dict) -> tuple[int, str] | None:
+    """The number and the host of who says hello; None for a stranger."""
+    word, process = hello.get("word"), hello.get("process")
+    text = isinstance(word, str) and word.isascii()
+    known = text and hmac.compare_digest(word, self._word)
+    if not known or type(process) is not int:
+      return None
+    return process, str(hello.get("host"))
 
 
 def connect(invitation: dict, process: int) -> Link | None:

@@ -4,6 +4,7 @@ Process 0 is linked with each other one, and hears all; the others hear process 
 """
 
 import dataclasses
+import functools
 import selectors
 import socket
 import time
@@ -68,17 +69,35 @@ class Peers:
     self.process, self.count = 0, 1
 
   def listen(self, listener: links.Listener) -> None:
-    """Process 0 lets the others come."""
+    """Process 0 lets the others come, until all are there.
 
-    def knocked():
-      found = listener.accept()
-      if found is None:
-        return
-      number, host, link = found
+    Who knocks and says nothing is not waited for.
+    """
+    strangers: list[links.Link] = []
+
+    def greet(link: links.Link):
+      self._selector.unregister(link.socket)
+      strangers.remove(link)
+      found = None
+      for message in link.receive() or []:
+        if found is None:
+          found = listener.greet(message)
+      number, host = found or (0, "")
       if 0 < number < self.count and number not in self._known:
         self._add(Peer(number, host, link))
       else:
         link.close()
+      if self.complete:
+        for found in (*(stranger.socket for stranger in strangers), listener.socket):
+          self._selector.unregister(found)
+          found.close()
+
+    def knocked():
+      link = listener.accept()
+      if link is not None:
+        strangers.append(link)
+        read = functools.partial(greet, link)
+        self._selector.register(link.socket, selectors.EVENT_READ, read)
 
     self._selector.register(listener.socket, selectors.EVENT_READ, knocked)
 

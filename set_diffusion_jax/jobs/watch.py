@@ -19,7 +19,6 @@ import queue
 import selectors
 import signal
 import socket
-import sys
 import threading
 import time
 import traceback
@@ -67,7 +66,7 @@ class Watch:
 
   def begin(self) -> None:
     """Starts to watch."""
-    faulthandler.enable()  # a segmentation fault shows where
+    faulthandler.enable(ending.errors())  # a segmentation fault shows where
     self.hear_signals()
     threading.Thread(target=self._run, name="watch", daemon=True).start()
 
@@ -293,8 +292,7 @@ class Watch:
   def _show_threads(self) -> None:
     note = f"; last: {here.note}" if here.note else ""
     _say(f"{self._peers.name}: {here.now}{note}")
-    with contextlib.suppress(OSError, ValueError):
-      faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
+    faulthandler.dump_traceback(ending.errors(), all_threads=True)
 
   # Stops.
 

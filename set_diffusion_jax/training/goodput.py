@@ -109,9 +109,17 @@ def _duration(seconds: float) -> str:
 
 
 def read_starts(workdir: pathlib.Path) -> list[Start]:
-  """The starts of a run so far; lines that are none are left out."""
+  """The starts of a run so far; lines that are none are left out.
+
+  Raises:
+    UserError: the file cannot be read.
+  """
   file = workdir / FILE
-  lines = places.read_bytes(file).splitlines() if places.exists(file) else []
+  try:
+    lines = places.read_bytes(file).splitlines() if places.exists(file) else []
+  except OSError as error:
+    right = "must be a file that can be read, or not be there"
+    raise UserError(f"{file}: {error.strerror or error}; {right}") from None
   found = [_start(line) for line in lines]
   return [start for start in found if start is not None]
 
