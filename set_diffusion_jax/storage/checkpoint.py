@@ -174,7 +174,7 @@ class Checkpoints:
 
   def _wait(self) -> None:
     """Waits for the end of a save, of which others may be kept by a fault here."""
-    while self._manager.is_saving_in_progress():
+    while jax.process_count() > 1 and self._manager.is_saving_in_progress():
       self.check()
       time.sleep(0.002)
     self._manager.wait_until_finished()
