@@ -133,10 +133,11 @@ def said_after(steps, **changes):
     seconds = 0.0
     write = staticmethod(lambda step, values: None)
     say = staticmethod(lines.append)
+    reached = staticmethod(lambda step: {})
 
   one = np.ones(2)
   quality = Likelihood(one, one, one, one, 0 * one, 1, True)
-  journal = Journal(program(**changes), Sink, Sink, Sink, 0)
+  journal = Journal(program(**changes), Sink, Sink, Sink, Sink, 0)
   journal.evaluation(steps, quality, None)
   return lines
 
