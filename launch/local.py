@@ -11,7 +11,6 @@ its processes are killed with it (on Linux).
 """
 
 import contextlib
-import math
 import os
 import queue
 import shlex
@@ -26,8 +25,9 @@ from collections.abc import Callable
 from set_diffusion_jax.jobs import outcomes
 from set_diffusion_jax.launch import command as shared
 
-# Seconds that the others have to end when one process has ended, badly or well.
-GRACE, FAREWELL = 20.0, 60.0
+# Seconds that the others have to end when one process has ended, badly or well; and
+# after which they are told themselves that one was asked to stop.
+GRACE, FAREWELL, HEARD = 20.0, 60.0, 5.0
 _WELL = (outcomes.DONE, outcomes.PREEMPTED)
 STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 # Becomes the program after its first argument, the number of the process that started
@@ -110,20 +110,23 @@ class Job:
   def result(self) -> int:
     """Waits for all; the code of the first that ended badly, otherwise 42 or 0."""
     codes: list[int] = []
-    deadline = math.inf
+    waits: list[tuple[float, int]] = []  # until when, and the signal that comes then
     while len(codes) < len(self.processes):
-      left = None if deadline == math.inf else max(0.0, deadline - time.monotonic())
+      left = max(0.0, waits[0][0] - time.monotonic()) if waits else None
       try:
         index, code = self._ended.get(timeout=left)
       except queue.Empty:
-        self.kill()
-        deadline = math.inf
+        self.signal(waits.pop(0)[1])
         continue
-      if code not in _WELL and all(other in _WELL for other in codes):
-        shared.say(f"process {index} ended with {code}")
+      now, first = time.monotonic(), all(other in _WELL for other in codes)
       codes.append(code)
-      grace = FAREWELL if code in _WELL else GRACE
-      deadline = min(deadline, time.monotonic() + grace)
+      if code not in _WELL and first:
+        shared.say(f"process {index} ended with {code}")
+        waits = [(now + GRACE, signal.SIGKILL)]
+      elif len(codes) == 1:
+        waits = [(now + FAREWELL, signal.SIGKILL)]
+        if code == outcomes.PREEMPTED:  # who has not met it yet has not heard of it
+          waits.insert(0, (now + HEARD, signal.SIGTERM))
     bad = [code for code in codes if code not in _WELL]
     return bad[0] if bad else max(codes)
 

@@ -134,3 +134,32 @@ def test_a_process_that_stands_still_after_the_others_ended_well(
     for number, handler in before.items():
       signal.signal(number, handler)
   assert (tmp_path / "count-0").read_text() == "xx"
+
+
+def test_who_has_not_heard_of_a_stop_is_told(tmp_path, monkeypatch):
+  """One was asked to stop before it met the others: that is no failure."""
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setattr(local, "HEARD", 0.2)
+  before = {number: signal.getsignal(number) for number in local.STOPS}
+  program = [sys.executable, "-c", UNMET]
+  try:
+    assert local.supervise(program, 3, None, 0) == 0
+  finally:
+    for number, handler in before.items():
+      signal.signal(number, handler)
+  assert (tmp_path / "count-0").read_text() == "xx"
+
+
+UNMET = """
+import os, pathlib, signal, sys, time
+signal.signal(signal.SIGTERM, lambda *given: sys.exit(42))
+me = os.environ["JAX_PROCESS_ID"]
+count = pathlib.Path("count-" + me)
+attempt = len(count.read_text()) if count.exists() else 0
+count.write_text("x" * (attempt + 1))
+while attempt == 0 and not all(os.path.exists(f"count-{n}") for n in range(3)):
+  time.sleep(0.01)
+if attempt == 0 and me != "1":
+  time.sleep(600)  # in the meeting
+sys.exit(42 if attempt == 0 else 0)
+"""
