@@ -18,6 +18,14 @@ class _Loop(asyncio.SelectorEventLoop):
     finally:
       super().close()
 
+  def call_soon_threadsafe(self, callback, *args, context=None):
+    """As the base class; what another thread brings after the end is left out."""
+    try:
+      return super().call_soon_threadsafe(callback, *args, context=context)
+    except RuntimeError:
+      if not self.is_closed():
+        raise
+
 
 class _Policy(asyncio.DefaultEventLoopPolicy):
   def new_event_loop(self) -> asyncio.AbstractEventLoop:
