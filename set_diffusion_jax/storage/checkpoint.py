@@ -11,6 +11,7 @@ that is written last. So a step is whole or not there; checksums of all values t
 what has changed since.
 """
 
+import contextlib
 import logging
 import pathlib
 import time
@@ -24,7 +25,7 @@ from set_diffusion_jax.errors import NonFiniteError, Preempted, UserError
 from set_diffusion_jax.inputs.paths import Opened
 from set_diffusion_jax.jobs import processes
 from set_diffusion_jax.jobs.phases import here
-from set_diffusion_jax.storage import folders, places, refusals, steps
+from set_diffusion_jax.storage import event_loops, folders, places, refusals, steps
 from set_diffusion_jax.storage.checksums import checksums
 from set_diffusion_jax.storage.saved import (
   FORMAT_VERSION,
@@ -86,7 +87,7 @@ class Checkpoints:
   ):
     self.folder = places.absolute(folder)
     self._keep = keep_latest, keep_best
-    self._failures = _Failures()
+    self._failures, self._loops = _Failures(), contextlib.ExitStack()
     self._opened: Opened | None = None
     self._manager: ocp.CheckpointManager | None = None
 
@@ -109,6 +110,7 @@ class Checkpoints:
       folder.parent.mkdir(parents=True, exist_ok=True)
       self._opened = Opened(folder.parent)  # Orbax looks for its files by patterns
       folder = self._opened.path / folder.name
+    self._loops.enter_context(event_loops.orderly())
     # Before any that holds records back.
     logging.getLogger("absl").filters.insert(0, self._failures)
     self._manager = ocp.CheckpointManager(
@@ -133,6 +135,7 @@ class Checkpoints:
           self._manager.close()
     finally:
       logging.getLogger("absl").removeFilter(self._failures)
+      self._loops.close()
 
   @property
   def steps(self) -> list[int]:

@@ -1,4 +1,4 @@
-"""Event loops that end in good order when a read of Orbax fails."""
+"""Event loops that end in good order when a read or a save of Orbax fails."""
 
 import asyncio
 import contextlib
@@ -34,7 +34,7 @@ class _Policy(asyncio.DefaultEventLoopPolicy):
 
 @contextlib.contextmanager
 def orderly():
-  """Orbax closes its event loop where a read fails and leaves all others unfinished.
+  """Orbax closes its event loop where one of its parts fails and leaves the others.
 
   Each of them, some thousands, would print a traceback of its own later on.
   """

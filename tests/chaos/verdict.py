@@ -107,9 +107,7 @@ def _of_launch(launch: Launch) -> list[str]:
   if trace := _TRACEBACK.search(launch.text):
     lines = launch.text[trace.start() :].splitlines()[1:]
     raised = next((x for x in lines if re.match(r"(\[\d+\] )?\w", x)), "")
-    # tensorstore may print this of a save that has failed; Orbax closed its event loop.
-    if "RuntimeError: Event loop is closed" not in raised:
-      found.append(f"a traceback: {raised[:150]}")
+    found.append(f"a traceback: {raised[:150]}")
   line = _LINE.get(launch.code)
   if line and not re.search(line, launch.text, re.MULTILINE):
     found.append(f"ended with {launch.code} and no line that says why")
