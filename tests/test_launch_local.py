@@ -109,6 +109,15 @@ def test_what_cannot_be_printed_holds_up_nobody(monkeypatch):
     assert job.result() == 0
 
 
+@pytest.fixture
+def handlers():
+  """Those of this process, which `supervise` replaces, are there again afterwards."""
+  before = {number: signal.getsignal(number) for number in local.STOPS}
+  yield
+  for number, handler in before.items():
+    signal.signal(number, handler)
+
+
 HANGING = """
 import os, pathlib, signal, sys, time
 count = pathlib.Path("count-" + os.environ["JAX_PROCESS_ID"])
@@ -122,31 +131,21 @@ sys.exit(CODE if attempt == 0 else 0)
 
 @pytest.mark.parametrize("code", [0, 42])
 def test_a_process_that_stands_still_after_the_others_ended_well(
-  tmp_path, monkeypatch, code
+  handlers, tmp_path, monkeypatch, code
 ):
   monkeypatch.chdir(tmp_path)
   monkeypatch.setattr(local, "FAREWELL", 0.5)
-  before = {number: signal.getsignal(number) for number in local.STOPS}
   program = [sys.executable, "-c", HANGING.replace("CODE", str(code))]
-  try:
-    assert local.supervise(program, 2, None, 1) == 0
-  finally:
-    for number, handler in before.items():
-      signal.signal(number, handler)
+  assert local.supervise(program, 2, None, 1) == 0
   assert (tmp_path / "count-0").read_text() == "xx"
 
 
-def test_who_has_not_heard_of_a_stop_is_told(tmp_path, monkeypatch):
+def test_who_has_not_heard_of_a_stop_is_told(handlers, tmp_path, monkeypatch):
   """One was asked to stop before it met the others: that is no failure."""
   monkeypatch.chdir(tmp_path)
   monkeypatch.setattr(local, "HEARD", 0.2)
-  before = {number: signal.getsignal(number) for number in local.STOPS}
   program = [sys.executable, "-c", UNMET]
-  try:
-    assert local.supervise(program, 3, None, 0) == 0
-  finally:
-    for number, handler in before.items():
-      signal.signal(number, handler)
+  assert local.supervise(program, 3, None, 0) == 0
   assert (tmp_path / "count-0").read_text() == "xx"
 
 
